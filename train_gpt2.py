@@ -170,7 +170,7 @@ def softmax_xent(logits, targets):
 
 def d_softmax_xent(probs, targets):
     # forward: loss_n = log Σ_v exp(logits[n,v]) − logits[n,target],    loss = Σ_n loss_n / N
-    # so:      dlogits = (softmax(logits) − onehot(target)) / N,  as ∂ log Σ exp(z) / ∂z = softmax(z)
+    # so:      dlogits = (softmax(logits) − onehot(target)) / N,   ∂ log Σ exp(z)/∂z = softmax(z)
     dlogits = probs  # reuse the memory: probs is not needed after this
     dlogits[np.arange(len(targets)), targets] -= 1
     dlogits /= len(targets)
@@ -351,16 +351,21 @@ def python_docs():
     return "\n\n".join(topics[name] for name in sorted(topics)).encode()
 
 
+def header(data):
+    """The 256 int32 that every file of llm.c starts with; zeros if there are not that many."""
+    return np.frombuffer(data[:1024], np.int32) if len(data) >= 1024 else np.zeros(256, np.int32)
+
+
 def read_tokens(source, vocab_size):
     """Token ids: 'python-docs', a text file, or a shard of llm.c (1 KiB header, then uint16)."""
     if source == "python-docs":
         return np.frombuffer(python_docs(), np.uint8)
     data = Path(source).read_bytes()
-    header = np.frombuffer(data[:1024], np.int32) if len(data) >= 1024 else np.zeros(3, np.int32)
-    if header[0] != 20240520:
+    h = header(data)
+    if h[0] != 20240520:
         return np.frombuffer(data, np.uint8)
-    if header[1] != 1 or len(data) != 1024 + 2 * int(header[2]):
-        raise ValueError(f"{source} is a damaged shard: {len(data)} bytes for {header[2]} tokens")
+    if h[1] != 1 or len(data) != 1024 + 2 * int(h[2]):
+        raise ValueError(f"{source} is a damaged shard: {len(data)} bytes for {h[2]} tokens")
     tokens = np.frombuffer(data, np.uint16, offset=1024)
     if tokens.size and int(tokens.max()) >= vocab_size:
         raise ValueError(
@@ -400,8 +405,8 @@ def show(tokens, vocab_size):
 
 def load(path):
     data = Path(path).read_bytes()
-    h = np.frombuffer(data[:1024], np.int32)
-    if h.size < 256 or h[0] != 20240326:
+    h = header(data)
+    if h[0] != 20240326:
         raise ValueError(f"{path} is not a model of llm.c: it does not start with 20240326")
     if h[1] not in (3, 5):
         raise ValueError(f"{path} has version {h[1]}; 3 (float32) and 5 (bfloat16) can be read")
@@ -440,11 +445,11 @@ def load(path):
 def save(path, c, p):
     """Write to a neighbour and rename, so that the file is always whole."""
     padded = -(-c.vocab_size // 128) * 128
-    header = np.zeros(256, np.int32)
-    header[:8] = 20240326, 3, c.max_seq_len, c.vocab_size, c.layers, c.heads, c.channels, padded
+    h = np.zeros(256, np.int32)
+    h[:8] = 20240326, 3, c.max_seq_len, c.vocab_size, c.layers, c.heads, c.channels, padded
     part = Path(f"{path}.part")
     with part.open("wb") as f:
-        f.write(header.tobytes())
+        f.write(h.tobytes())
         for name, w in vars(p).items():
             f.write(w.astype(np.float32).tobytes())
             if name == "wte":
@@ -641,11 +646,9 @@ def train(args):
         done = step + 1
         if done <= 5 or done % 25 == 0 or done == args.steps or ms > 500:
             note = f"   val loss {val():.4f}" if done % 100 == 0 or done == args.steps else ""
+            progress = f"loss {loss:.4f}   norm {norm:6.3f}   lr {lr:.1e}"
             speed = f"{ms:4.0f} ms   {B * T / ms * 1e3:,.0f} tokens/s"
-            print(
-                f"step {done:4d}   loss {loss:.4f}   norm {norm:6.3f}   lr {lr:.1e}   {speed}{note}",
-                flush=True,
-            )
+            print(f"step {done:4d}   {progress}   {speed}{note}", flush=True)
     print(f"{args.steps} steps in {time.perf_counter() - start:.0f} s")
     if args.save:
         save(args.save, c, p)

@@ -1,4 +1,4 @@
-"""The one file: it runs as a newcomer runs it, proves its gradients, and reads and writes llm.c's files."""
+"""The one file: it runs as a newcomer runs it, proves its gradients, reads llm.c's files."""
 
 import subprocess
 import sys
