@@ -1,0 +1,117 @@
+"""model check: is the whole backward the derivative of the whole forward?  In float64, on a small model of odd sizes.
+
+mirror        every backward line against the forward line it belongs to
+directional   for each parameter tensor, ⟨dp, u⟩ against the finite difference of the loss along a random u
+eager         the same lines executed at once give the same bits
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from backglass.checks.op import LIMIT, Result, central_difference
+from backglass.device import Device, get
+from backglass.execute.eager import Eager
+from backglass.execute.memory import Memory
+from backglass.execute.run import Run
+from backglass.program.record import Program
+from backglass.program.step import declare, record_loss, record_micro, run_micro
+from backglass.program.validate import mirror
+
+B, T = 2, 5
+
+
+def small_config(model: ModuleType, **changes: Any) -> Any:
+    """Odd sizes, few enough for finite differences: two layers, three heads of five channels."""
+    small = dict(layers=2, heads=3, channels=15, vocab_size=11, max_seq_len=7)
+    return dataclasses.replace(model.Config(), **(small | changes))
+
+
+def prepare(model: ModuleType, c: Any, dtype: str = "fp64", seed: int = 0) -> tuple[Memory, Any]:
+    """Memory with random parameters (biases too), a random batch with one masked target, zero gradients."""
+    memory = Memory()
+    t = declare(model, c, B, T, dtype, memory)
+    rng = np.random.default_rng(seed)
+    p = memory.allocate(t.p.flat, t.layout.initial(seed, {"wte": c.vocab_size}))
+    for view in t.p:
+        memory.array(view)[...] += 0.3 * rng.standard_normal(view.shape)
+    memory.array(t.p.wte)[c.vocab_size :] = 0
+    memory.allocate(t.dp.flat)
+    memory.array(t.io.ids)[...] = rng.integers(0, c.vocab_size, (B, T))
+    targets = rng.integers(0, c.vocab_size, (B, T))
+    targets[0, 1] = -1
+    memory.array(t.io.targets)[...] = targets
+    memory.array(t.io.seed)[...] = (seed, 1)
+    memory.array(t.io.dloss)[...] = (targets >= 0) / (targets >= 0).sum()
+    assert np.isfinite(p).all()
+    return memory, t
+
+
+def check_model(model: ModuleType, name: str) -> list[Result]:
+    """Results for flash and explicit attention, without and with dropout."""
+    results = []
+    for changes in ({}, {"attention": "explicit"}, {"dropout": 0.2}):
+        c = small_config(model, **changes)
+        case = " ".join(f"{k}={v}" for k, v in changes.items()) or "plain"
+        program = record_micro(model, c, B, T, "fp64").validate()
+        results.append(_mirror(program, name, case))
+        results += directional(model, c, program, name, case)
+        results.append(_eager(model, c, program, name, case))
+    return results
+
+
+def _mirror(program: Program, name: str, case: str) -> Result:
+    try:
+        mirror(program)
+        return Result("mirror", name, f"{len(program)} lines", case, 0.0, 0.0)
+    except ValueError as error:
+        return Result("mirror", name, f"{len(program)} lines", case, np.inf, 0.0, str(error))
+
+
+def directional(
+    model: ModuleType, c: Any, program: Program, name: str, case: str, device: Device | None = None
+) -> list[Result]:
+    """One result per parameter tensor, all layers together: |numeric − by hand| / ‖gradient‖."""
+    device = device or get("numpy")
+    memory, t = prepare(model, c)
+    Run(program, device, memory)()
+    loss_of = Run(record_loss(model, c, B, T, "fp64"), device, memory)
+    loss, dloss = memory.array(t.io.loss), memory.array(t.io.dloss)
+    grads = {v.name: v.numpy() for v in t.dp}
+    rng = np.random.default_rng(7)
+    results = []
+    for param in t.layout.params:
+        pairs = [(p, grads[g.name]) for p, g in zip(t.p, t.dp, strict=True) if p.name.split(".")[-1] == param.name]
+        starts = [p.numpy() for p, _ in pairs]
+        directions = [rng.standard_normal(p.shape) for p, _ in pairs]
+
+        def moved(eps: float, pairs=pairs, starts=starts, directions=directions) -> float:
+            for (p, _), start, u in zip(pairs, starts, directions, strict=True):
+                memory.array(p)[...] = start + eps * u
+            loss_of()
+            return float(np.sum(loss * dloss))
+
+        numeric = central_difference(moved, eps=2e-4)
+        moved(0.0)
+        exact = sum(float(np.sum(g * u)) for (_, g), u in zip(pairs, directions, strict=True))
+        size = np.sqrt(sum(np.sum(g * g) for _, g in pairs))
+        error = abs(numeric - exact) / max(size, 1e-12)
+        results.append(Result("directional", name, f"d{param.name}", case, float(error), LIMIT))
+    return results
+
+
+def _eager(model: ModuleType, c: Any, program: Program, name: str, case: str) -> Result:
+    grads = []
+    for eager in (False, True):
+        memory, t = prepare(model, c)
+        if eager:
+            run_micro(Eager(get("numpy"), memory), model, c, t)
+        else:
+            Run(program, get("numpy"), memory)()
+        grads.append(memory.array(t.dp.flat).tobytes())
+    same = grads[0] == grads[1]
+    return Result("eager", name, "same bits", case, 0.0 if same else np.inf, 0.0)

@@ -1,0 +1,71 @@
+"""Random inputs for an op, from its spec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from backglass.device.reference import evaluate
+from backglass.ops import Op
+from backglass.spec import Operand, Signature
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs of an op's forward at one case, and what its calls need besides."""
+
+    op: Op
+    sizes: dict[str, int]
+    attrs: dict[str, Any]
+    values: dict[str, np.ndarray] = field(repr=False)
+
+    @property
+    def case(self) -> str:
+        return " ".join(f"{k}={v}" for k, v in (self.sizes | self.attrs).items())
+
+
+def integer_range(op: Op, name: str, scope: dict[str, Any]) -> tuple[int, int] | None:
+    """(low, high) if the operand holds integers, else None."""
+    for text in op.spec.integers.split():
+        operand, low, high = text.split(":")
+        if operand == name:
+            return tuple(int(scope.get(t, t)) for t in (low, high))  # type: ignore[return-value]
+    return None
+
+
+def forward_inputs(op: Op, case: dict[str, Any], rng: np.random.Generator) -> Sample:
+    """float64 inputs of op's forward; integers in the spec's range."""
+    sig = op.signatures[op.name]
+    sizes = {k: v for k, v in case.items() if k[0].isupper()}
+    attrs = sig.attrs | {k: v for k, v in case.items() if not k[0].isupper()}
+    values = {o.name: _draw(op, o, sizes, attrs, rng) for o in sig.ins}
+    return Sample(op, sizes, attrs, values)
+
+
+def with_backward(sample: Sample, rng: np.random.Generator) -> Sample:
+    """The sample plus the forward's outputs and random cotangents: everything any backward call reads."""
+    op, sig = sample.op, sample.op.signatures[sample.op.name]
+    values = dict(sample.values)
+    made = call_maths(sig, sample, values)
+    for operand, value in zip(sig.outs, made, strict=True):
+        values[operand.name] = value
+        if not operand.saved:
+            values["d" + operand.name] = rng.standard_normal(value.shape)
+    return Sample(op, sample.sizes, sample.attrs, values)
+
+
+def call_maths(sig: Signature, sample: Sample, values: dict[str, np.ndarray]) -> tuple:
+    inputs = [values[o.name] for o in sig.ins]
+    return evaluate(sig, inputs, sample.attrs, sample.sizes)
+
+
+def _draw(op: Op, o: Operand, sizes: dict, attrs: dict, rng: np.random.Generator) -> np.ndarray:
+    shape = o.shape(sizes)
+    bounds = integer_range(op, o.name, sizes | attrs)
+    if bounds:
+        return rng.integers(*bounds, shape)
+    if o.name in op.spec.positive.split():
+        return rng.uniform(0.05, 0.95, shape)
+    return rng.standard_normal(shape)

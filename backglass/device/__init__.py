@@ -1,0 +1,36 @@
+"""Devices: where the lines of a program execute.
+
+numpy    the maths files, in float32 or float64.  Slow, obvious.
+cpu      the Numba kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from backglass.execute.memory import Memory
+from backglass.program.record import Call
+
+NAMES = ("cpu", "numpy")
+
+
+class Device(Protocol):
+    """Turns calls into functions without arguments, all operands bound."""
+
+    name: str
+
+    def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]: ...
+
+
+def get(name: str, **options) -> Device:
+    """The device called `name`.  Raises ValueError for an unknown one."""
+    if name == "numpy":
+        from backglass.device.reference import Reference
+
+        return Reference()
+    if name == "cpu":
+        from backglass.device.cpu import Cpu
+
+        return Cpu(**options)
+    raise ValueError(f"there is no device {name!r}; there are {', '.join(NAMES)}")

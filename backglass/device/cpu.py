@@ -1,0 +1,69 @@
+"""The cpu device: Numba kernels on host memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from backglass.device.reference import operands
+from backglass.execute.memory import Memory, aligned_zeros
+from backglass.ops import table
+from backglass.program.record import Call
+
+
+class Cpu:
+    """Binds calls to ops/<op>/cpu.py, or to the rung chosen for an op: rungs={"matmul": "v2_blocked"}."""
+
+    name = "cpu"
+
+    def __init__(self, threads: int | None = None, rungs: dict[str, str] | None = None):
+        import numba
+
+        self.threads = threads or numba.config.NUMBA_NUM_THREADS
+        numba.set_num_threads(self.threads)
+        self.rungs = rungs or {}
+        self.work = aligned_zeros(0, np.dtype(np.float32))
+
+    def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]:
+        calls = list(calls)
+        need = max((self.workspace(c) for c in calls), default=0)
+        if need > self.work.size:
+            self.work = aligned_zeros(need, np.dtype(np.float32))
+        return [self._line(c, memory) for c in calls]
+
+    def _line(self, c: Call, memory: Memory) -> Callable[[], None]:
+        return functools.partial(self.kernel(c.op), *self.arguments(c, memory))
+
+    def arguments(self, c: Call, memory: Memory) -> list[Any]:
+        """What the kernel is called with: outs, ins, attrs, add and, if it asks for one, its workspace."""
+        outs, ins, _ = operands(c, memory)
+        args = [*outs, *ins, *c.attrs.values(), c.add]
+        if n := self.workspace(c):
+            args.append(self.work[:n])
+        return args
+
+    def workspace(self, c: Call) -> int:
+        """Floats of scratch memory the kernel of this call declares."""
+        size = getattr(self.module(c.op), f"{c.op}_workspace", None)
+        return size(**c.sizes, **c.attrs, threads=self.threads) if size else 0
+
+    def kernel(self, call: str) -> Callable:
+        return getattr(self.module(call), call)
+
+    def module(self, call: str) -> Any:
+        op = table()[_op_of(call)]
+        name = f"ladder.{self.rungs[op.name]}" if op.name in self.rungs else "cpu"
+        module = op.tier(name)
+        if module is None or not hasattr(module, call):
+            raise ValueError(f"{call} has no CPU kernel {name!r}; --device numpy runs every op")
+        return module
+
+
+@functools.cache
+def _op_of(call: str) -> str:
+    from backglass.ops import signature
+
+    return signature(call).op

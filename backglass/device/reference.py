@@ -1,0 +1,62 @@
+"""The numpy device: every line is the maths file's own function, its results stored or added."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import cache
+
+import numpy as np
+
+from backglass.execute.memory import Memory
+from backglass.ops import signature, table
+from backglass.program.record import Call
+from backglass.spec import Signature
+
+
+class Reference:
+    name = "numpy"
+
+    def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]:
+        return [self._line(c, memory) for c in calls]
+
+    def _line(self, c: Call, memory: Memory) -> Callable[[], None]:
+        outs, ins, sizes = operands(c, memory)
+        by_name = dict(zip((o.name for o in c.signature.passed), (*outs, *ins), strict=True))
+        inputs = [by_name[o.name] for o in c.signature.ins]
+        return lambda: store(outs, c.add, evaluate(c.signature, inputs, c.attrs, sizes))
+
+
+def operands(c: Call, memory: Memory) -> tuple[list, list, dict[str, int]]:
+    """(outs, ins, sizes) of a call: arrays in exactly the spec's shapes, None where absent."""
+    sizes = c.sizes
+    arrays = [
+        None if v is None else memory.array(v).reshape(o.shape(sizes))
+        for o, v in zip(c.signature.passed, (*c.outs, *c.ins), strict=True)
+    ]
+    n = len(c.outs)
+    return arrays[:n], arrays[n:], sizes
+
+
+def evaluate(sig: Signature, inputs: list, attrs: dict, sizes: dict[str, int]) -> tuple:
+    """Call the maths: inputs in the spec's order, attrs and the sizes it names as keywords."""
+    function = getattr(table()[sig.op].maths, sig.call)
+    wanted = keywords(function)
+    given = {k: v for k, v in (sizes | attrs).items() if k in wanted}
+    return function(*inputs, **given)
+
+
+@cache
+def keywords(function: Callable) -> frozenset[str]:
+    found = inspect.signature(function).parameters.values()
+    return frozenset(p.name for p in found if p.kind is p.KEYWORD_ONLY)
+
+
+def store(outs: list, add: tuple[bool, ...], values: tuple) -> None:
+    for out, accumulate, value in zip(outs, add, values, strict=True):
+        if out is None:
+            continue
+        if accumulate:
+            out += value
+        else:
+            np.copyto(out, value)

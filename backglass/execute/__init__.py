@@ -1,0 +1,1 @@
+"""What a program's lines do: execute at once (Eager) or as a bound list (Run)."""

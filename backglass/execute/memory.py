@@ -1,0 +1,51 @@
+"""Memory: names to arrays on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from backglass.view import DTYPES, View
+
+ALIGN_BYTES = 64  # a cache line, and the widest vector register
+
+
+class Memory:
+    """Arrays by tensor name, allocated when first asked for.
+
+    Members of a group are windows into the group's flat buffer.  Activations start as NaN: reading one before it is written
+    cannot go unnoticed.
+    """
+
+    def __init__(self) -> None:
+        self.flat: dict[str, np.ndarray] = {}
+
+    def array(self, view: View) -> np.ndarray:
+        """The values of `view` in its shape; not a copy."""
+        if view.group:
+            if view.group not in self.flat:
+                raise KeyError(f"{view.name} is part of {view.group}, which has not been allocated")
+            flat = self.flat[view.group]
+            return flat[view.offset : view.offset + view.size].reshape(view.shape)
+        if view.name not in self.flat:
+            self.flat[view.name] = self._fresh(view)
+        return self.flat[view.name].reshape(view.shape)
+
+    def allocate(self, flat: View, values: np.ndarray | None = None) -> np.ndarray:
+        """Make the buffer of a group, from values or zero."""
+        buffer = aligned_zeros(flat.size, DTYPES[flat.dtype])
+        if values is not None:
+            buffer[...] = values
+        self.flat[flat.group] = buffer
+        return buffer
+
+    def _fresh(self, view: View) -> np.ndarray:
+        array = aligned_zeros(view.size, DTYPES[view.dtype])
+        if view.kind == "act" and array.dtype.kind not in "iu":
+            array[...] = np.nan
+        return array
+
+
+def aligned_zeros(size: int, dtype: np.dtype) -> np.ndarray:
+    raw = np.zeros(size * dtype.itemsize + ALIGN_BYTES, np.uint8)
+    start = -raw.ctypes.data % ALIGN_BYTES
+    return raw[start : start + size * dtype.itemsize].view(dtype)

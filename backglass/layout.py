@@ -1,0 +1,168 @@
+"""One declaration per tensor: dims, dtype, init, weight decay, checkpoint name.  Everything else follows from it.
+
+    PARAMS = (Param("wte", "Vp C", init=0.02, decay=True, hf="wte.weight"),
+              Param("qkvw", "L 3*C C", init=0.02, decay=True, hf="h.{l}.attn.c_attn.weight^T"), …)
+    layout = Layout(PARAMS, sizes, dtype="fp32")
+    p = layout.views("p", "param")     # p.wte, p.h[3].qkvw; p.flat is the whole buffer
+
+A dims text that starts with L declares one tensor per layer.  `a*b` multiplies sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from backglass.view import DTYPES, HasMemory, View, gradient_name
+
+ALIGN_BYTES = 256  # what GPUs want for coalesced and vector access, and a multiple of every cache line
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter.  init: standard deviation of N(0, init²), or 1.0 with ones=True, else zero.
+
+    residual: the standard deviation is divided by √(2L) (GPT-2's residual projections).
+    hf: Hugging Face name, `{l}` for the layer, ^T if it is stored transposed.
+    """
+
+    name: str
+    dims: str
+    init: float = 0.0
+    ones: bool = False
+    residual: bool = False
+    decay: bool = False
+    hf: str = ""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor's place in the flat buffer; layer is None outside the blocks."""
+
+    param: Param
+    layer: int | None
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def name(self) -> str:
+        return self.param.name if self.layer is None else f"h{self.layer}.{self.param.name}"
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class Space:
+    """Named views: space.wte, space.h[3].qkvw.  An unknown name says which ones there are."""
+
+    flat: View
+    h: list[Space]
+
+    def __getattr__(self, name: str) -> View:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        known = ", ".join(k for k in vars(self) if k != "h")
+        raise AttributeError(f"there is no tensor called {name!r} here; there are {known}")
+
+    def __iter__(self) -> Iterator[View]:
+        """Every tensor, outside the blocks first, then layer by layer."""
+        for key, value in vars(self).items():
+            if isinstance(value, View) and key != "flat":
+                yield value
+        for layer in vars(self).get("h", ()):
+            yield from layer
+
+
+class Layout:
+    """Places parameters in one flat buffer: those with weight decay first, each aligned to 256 bytes."""
+
+    def __init__(self, params: tuple[Param, ...], sizes: dict[str, int], dtype: str):
+        self.params, self.sizes, self.dtype = params, sizes, dtype
+
+    @cached_property
+    def slots(self) -> list[Slot]:
+        slots, at = [], 0
+        step = ALIGN_BYTES // DTYPES[self.dtype].itemsize
+        for decay in (True, False):
+            for layer in (None, *range(self.sizes["L"])):
+                for param in self.params:
+                    layered = is_layered(param.dims)
+                    if param.decay == decay and layered == (layer is not None):
+                        slot = Slot(param, layer, shape_of(param.dims, self.sizes), at)
+                        slots.append(slot)
+                        at += -(-slot.size // step) * step
+        return slots
+
+    @cached_property
+    def size(self) -> int:
+        """Elements of the flat buffer, alignment gaps included; the gaps hold zeros."""
+        last = self.slots[-1]
+        step = ALIGN_BYTES // DTYPES[self.dtype].itemsize
+        return last.offset + -(-last.size // step) * step
+
+    @cached_property
+    def decay_size(self) -> int:
+        """How many leading elements of the flat buffer have weight decay."""
+        return next((s.offset for s in self.slots if not s.param.decay), self.size)
+
+    @property
+    def count(self) -> int:
+        """Parameters, pad rows included, alignment gaps not."""
+        return sum(s.size for s in self.slots)
+
+    def views(self, group: str, kind: str, memory: HasMemory | None = None) -> Space:
+        """All tensors as views into the flat buffer called `group`; gradients get gradient names."""
+        space = Space()
+        space.flat = View(group, (self.size,), self.dtype, kind, group, 0, memory=memory)
+        space.h = [Space() for _ in range(self.sizes["L"])]
+        for s in self.slots:
+            name = {"param": s.name, "grad": gradient_name(s.name)}.get(kind, f"{s.name}/{group}")
+            view = View(name, s.shape, self.dtype, kind, group, s.offset, memory=memory)
+            setattr(space if s.layer is None else space.h[s.layer], s.param.name, view)
+        return space
+
+    def initial(self, seed: int, zero_rows: dict[str, int]) -> np.ndarray:
+        """The flat buffer before training.  zero_rows: {"wte": V} keeps the pad rows from V on zero."""
+        rng = np.random.default_rng(seed)
+        flat = np.zeros(self.size, DTYPES[self.dtype])
+        for s in self.slots:
+            w = flat[s.offset : s.offset + s.size].reshape(s.shape)
+            if s.param.ones:
+                w[...] = 1
+            elif s.param.init:
+                std = s.param.init / math.sqrt(2 * self.sizes["L"] if s.param.residual else 1)
+                w[...] = std * rng.standard_normal(s.shape, dtype=np.float32)
+            w[zero_rows.get(s.param.name, len(w)) :] = 0
+        return flat
+
+
+def activations(
+    fields: dict[str, str], sizes: dict[str, int], dtype: str, mark: str = "", memory: HasMemory | None = None
+) -> Space:
+    """Views of a model's activations, or with mark="d" of their gradients: h3.ln1, h3.dln1."""
+    space = Space()
+    space.h = [Space() for _ in range(sizes["L"])]
+    for name, dims in fields.items():
+        layers = range(sizes["L"]) if is_layered(dims) else (None,)
+        for layer in layers:
+            full = mark + name if layer is None else f"h{layer}.{mark}{name}"
+            view = View(full, shape_of(dims, sizes), dtype, "act", memory=memory)
+            setattr(space if layer is None else space.h[layer], name, view)
+    return space
+
+
+def is_layered(dims: str) -> bool:
+    return dims.split()[0] == "L"
+
+
+def shape_of(dims: str, sizes: dict[str, int]) -> tuple[int, ...]:
+    """ "L 3*C C" -> (2304, 768): sizes multiplied out, the leading L dropped."""
+    axes = dims.split()[is_layered(dims) :]
+    return tuple(
+        math.prod(int(d) if d.isdigit() else sizes[d] for d in axis.split("*")) for axis in axes
+    )

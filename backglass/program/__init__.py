@@ -1,0 +1,1 @@
+"""A training step as data: record, validate, transform, print."""

@@ -1,0 +1,141 @@
+"""Call, Program, Record: how the model's straight-line code becomes a list.
+
+`Record` is an `ops` object that computes nothing: ops.layernorm(y, mean, rstd, x, w, b) appends a Call.  Shapes are checked at
+once, so an error points to the line of the model that made it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backglass.ops import signature
+from backglass.spec import Signature
+from backglass.view import View
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One line of a program: an op applied to views.  An absent optional operand is None."""
+
+    op: str
+    outs: tuple[View | None, ...]
+    ins: tuple[View | None, ...]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    phase: str = "forward"
+    where: str = ""
+
+    @property
+    def signature(self) -> Signature:
+        return signature(self.op)
+
+    @property
+    def add(self) -> tuple[bool, ...]:
+        return tuple(v is not None and v.add for v in self.outs)
+
+    @property
+    def written(self) -> tuple[View, ...]:
+        return tuple(v for v in self.outs if v is not None)
+
+    @property
+    def read(self) -> tuple[View, ...]:
+        """Inputs, outputs that accumulate and outputs updated in place."""
+        pairs = zip(self.signature.outs, self.outs, strict=True)
+        updated = self.signature.updated
+        also = (v for o, v in pairs if v is not None and (v.add or o.name in updated))
+        return (*(v for v in self.ins if v is not None), *also)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self.signature.bind(tuple(v and v.shape for v in (*self.outs, *self.ins)))
+
+    def __str__(self) -> str:
+        def text(views: tuple[View | None, ...]) -> str:
+            return ", ".join("-" if v is None else v.name + "+" * v.add for v in views)
+
+        default = self.signature.attrs
+        attrs = "".join(f", {k}={v}" for k, v in self.attrs.items() if v != default[k])
+        return f"{text(self.written)} = {self.op}({text(tuple(v for v in self.ins if v))}{attrs})"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A list of calls.  Immutable: passes return new ones."""
+
+    calls: tuple[Call, ...]
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self.calls)
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def __getitem__(self, i: int) -> Call:
+        return self.calls[i]
+
+    def views(self) -> dict[str, View]:
+        """Every tensor by name, in order of first appearance, as first seen."""
+        found: dict[str, View] = {}
+        for c in self.calls:
+            for v in (*c.written, *c.read):
+                found.setdefault(v.name, v)
+        return found
+
+    def validate(self) -> Program:
+        """Raises ValueError at the first line that breaks a rule; returns self."""
+        from backglass.program.validate import validate
+
+        validate(self)
+        return self
+
+    def table(self, fold: bool = True) -> str:
+        """The program as text, repeated layers once."""
+        from backglass.program.table import table
+
+        return table(self, fold=fold)
+
+    def __repr__(self) -> str:
+        return self.table()
+
+
+class Record:
+    """Collects calls.  `program` is what was recorded so far."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    @property
+    def program(self) -> Program:
+        return Program(tuple(self.calls))
+
+    def __getattr__(self, op: str):
+        sig = signature(op)
+
+        def call(*operands: View | None, **attrs: Any) -> None:
+            self.calls.append(make_call(sig, operands, attrs, caller()))
+
+        return call
+
+
+def make_call(sig: Signature, operands: tuple, attrs: dict[str, Any], where: str) -> Call:
+    """A checked call.  Raises ValueError if operands, shapes, '+' or attrs do not fit the spec."""
+    outs, ins = sig.split(operands)
+    for operand, view in zip(sig.passed, (*outs, *ins), strict=True):
+        if view is None and not operand.optional:
+            raise ValueError(f"{sig.call}: {operand.name} is missing; it takes {sig}")
+        if view is not None and view.add and not operand.add:
+            raise ValueError(f"{sig.call} cannot accumulate into {operand.name} ({view.name})")
+    if unknown := set(attrs) - set(sig.attrs):
+        raise ValueError(f"{sig.call} has no attr {', '.join(unknown)}; it has {sig.attrs}")
+    call = Call(sig.call, outs, ins, sig.attrs | attrs, sig.phase, where)
+    _ = call.sizes  # raises if the shapes do not fit
+    return call
+
+
+def caller() -> str:
+    """models/gpt2.py:61, the line that called the op."""
+    frame = sys._getframe(2)
+    return f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}:{frame.f_lineno}"
