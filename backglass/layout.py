@@ -1,4 +1,5 @@
-"""One declaration per tensor: dims, dtype, init, weight decay, checkpoint name.  Everything else follows from it.
+"""One declaration per tensor: dims, dtype, init, weight decay, checkpoint name.  Everything else
+follows from it.
 
     PARAMS = (Param("wte", "Vp C", init=0.02, decay=True, hf="wte.weight"),
               Param("qkvw", "L 3*C C", init=0.02, decay=True, hf="h.{l}.attn.c_attn.weight^T"), …)
@@ -19,7 +20,9 @@ import numpy as np
 
 from backglass.view import DTYPES, HasMemory, View, gradient_name
 
-ALIGN_BYTES = 256  # what GPUs want for coalesced and vector access, and a multiple of every cache line
+ALIGN_BYTES = (
+    256  # what GPUs want for coalesced and vector access, and a multiple of every cache line
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Space:
 
 
 class Layout:
-    """Places parameters in one flat buffer: those with weight decay first, each aligned to 256 bytes."""
+    """Places parameters in one flat buffer: those with weight decay first, each aligned to 256
+    bytes."""
 
     def __init__(self, params: tuple[Param, ...], sizes: dict[str, int], dtype: str):
         self.params, self.sizes, self.dtype = params, sizes, dtype
@@ -116,7 +120,8 @@ class Layout:
         return sum(s.size for s in self.slots)
 
     def views(self, group: str, kind: str, memory: HasMemory | None = None) -> Space:
-        """All tensors as views into the flat buffer called `group`; gradients get gradient names."""
+        """All tensors as views into the flat buffer called `group`; gradients get gradient
+        names."""
         space = Space()
         space.flat = View(group, (self.size,), self.dtype, kind, group, 0, memory=memory)
         space.h = [Space() for _ in range(self.sizes["L"])]
@@ -127,7 +132,8 @@ class Layout:
         return space
 
     def initial(self, seed: int, zero_rows: dict[str, int]) -> np.ndarray:
-        """The flat buffer before training.  zero_rows: {"wte": V} keeps the pad rows from V on zero."""
+        """The flat buffer before training.  zero_rows: {"wte": V} keeps the pad rows from V on
+        zero."""
         rng = np.random.default_rng(seed)
         flat = np.zeros(self.size, DTYPES[self.dtype])
         for s in self.slots:
@@ -142,7 +148,11 @@ class Layout:
 
 
 def activations(
-    fields: dict[str, str], sizes: dict[str, int], dtype: str, mark: str = "", memory: HasMemory | None = None
+    fields: dict[str, str],
+    sizes: dict[str, int],
+    dtype: str,
+    mark: str = "",
+    memory: HasMemory | None = None,
 ) -> Space:
     """Views of a model's activations, or with mark="d" of their gradients: h3.ln1, h3.dln1."""
     space = Space()

@@ -10,7 +10,7 @@
     | mean   an output kept for the backward pass, not differentiated
     dx+      a call may write +dx to accumulate instead of overwriting
     dy, x    in a backward signature dims may be left out: x's are the forward's, dy's are y's
-    p -> p   an output named like an input is that tensor, updated in place and passed once, as output
+    p -> p   an output named like an input is that tensor, updated in place and passed once
 
 The first dim of an operand absorbs leading axes: x may be (B,T,C) where the spec says [N,C].
 """
@@ -90,7 +90,8 @@ class Signature:
         return operands[:n_out], operands[n_out:]
 
     def bind(self, shapes: tuple[Shape | None, ...]) -> dict[str, int]:
-        """Sizes {"N": 8192, "C": 768, …} of a call from its operands' shapes, as `passed` orders them.
+        """Sizes {"N": 8192, "C": 768, …} of a call from its operands' shapes, as `passed` orders
+        them.
 
         Raises ValueError naming the op, the operand and the dims if the shapes do not fit.
         """
@@ -129,13 +130,15 @@ class Signature:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """Everything the rest of the package knows about an op.  See the module's docstring for the notation.
+    """Everything the rest of the package knows about an op.  See the module's docstring for the
+    notation.
 
     flops: FLOPs per call as a formula over dims, {"matmul": "2*N*C*O"}.
     bytes: elements moved, where it is not one read per input and one write per output.
     cases: sizes for the generated tests, odd ones on purpose.
     equals: for a fused op, its composition line by line: meaning, test oracle and pattern at once.
-    integers: operands that hold token ids or seeds and their range, "targets:-1:vocab_size"; nothing is differentiated with
+    integers: operands that hold token ids or seeds and their range, "targets:-1:vocab_size";
+    nothing is differentiated with
         respect to them.
     positive: operands that are positive by nature, "v norm"; tests draw them from (0.05, 0.95).
     """

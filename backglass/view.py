@@ -1,4 +1,5 @@
-"""View: a named tensor.  The name is its identity; the memory, if there is any, belongs to an executor."""
+"""View: a named tensor.  The name is its identity; the memory, if there is any, belongs to an
+executor."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ class HasMemory(Protocol):
 class View:
     """A tensor by name: h3.qkv; its gradient is h3.dqkv.
 
-    Two views with one name are the same tensor, perhaps in two shapes.  `group` and `offset` (in elements) place it in a
-    layout's flat buffer, which is itself the view called like the group.  `+view` in an output position means: accumulate.
+    Two views with one name are the same tensor, perhaps in two shapes.  `group` and `offset` (in
+    elements) place it in a layout's flat buffer, which is itself the view called like the group.
+    `+view` in an output position means: accumulate.
     """
 
     name: str
@@ -63,7 +65,9 @@ class View:
     def numpy(self) -> np.ndarray:
         """A copy of the values.  Raises ValueError on a symbolic view, which has none."""
         if self.memory is None:
-            raise ValueError(f"{self.name} is symbolic: it is a name in a program and holds no values")
+            raise ValueError(
+                f"{self.name} is symbolic: it is a name in a program and holds no values"
+            )
         return self.memory.array(self).copy()
 
     def __repr__(self) -> str:

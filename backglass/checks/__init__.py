@@ -15,7 +15,8 @@ def check(
 ) -> Iterator[Result]:
     """Check ops and models by name; without names, everything.  Yields results as they come.
 
-    device: whose kernels are held against the maths.  Raises ValueError for a name that is neither an op nor a model.
+    device: whose kernels are held against the maths.  Raises ValueError for a name that is neither
+    an op nor a model.
     """
     from backglass import models, ops
     from backglass.checks.kernel import check_kernel
@@ -40,7 +41,9 @@ def check(
         yield from check_kernel(op, on, dtype)
 
 
-def planted(names: Iterable[str] = (), progress: Callable[[str], None] = lambda name: None) -> list[Planted]:
+def planted(
+    names: Iterable[str] = (), progress: Callable[[str], None] = lambda name: None
+) -> list[Planted]:
     """Plant every bug in the named ops and models; without names, in all of them."""
     from backglass import models, ops
     from backglass.checks.planted import maths_bugs

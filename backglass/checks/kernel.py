@@ -1,9 +1,10 @@
 """kernel check: does a device's kernel compute what the maths says, as well as its dtype allows?
 
-The truth is the maths in float64 on inputs rounded to the kernel's dtype.  *Naive* is the maths evaluated in that dtype.  A
-kernel may err twice as much as naive, or 4 ulp of the output's size, whichever is more; errors and sizes are root mean squares.
-Outputs start as NaN where they are overwritten and random where they accumulate; canaries stand before and after every
-output; two runs must give the same bits; where the spec promises `inplace`, the output is laid over the input.
+The truth is the maths in float64 on inputs rounded to the kernel's dtype.  *Naive* is the maths
+evaluated in that dtype.  A kernel may err twice as much as naive, or 4 ulp of the output's size,
+whichever is more; errors and sizes are root mean squares. Outputs start as NaN where they are
+overwritten and random where they accumulate; canaries stand before and after every output; two runs
+must give the same bits; where the spec promises `inplace`, the output is laid over the input.
 """
 
 from __future__ import annotations
@@ -43,13 +44,17 @@ class CanaryMemory(Memory):
         found = []
         for name, inner in self.flat.items():
             whole = inner.base
-            if whole is not None and not (whole[:CANARY] == 77).all() & (whole[-CANARY:] == 77).all():
+            if (
+                whole is not None
+                and not (whole[:CANARY] == 77).all() & (whole[-CANARY:] == 77).all()
+            ):
                 found.append(name)
         return found
 
 
 def check_kernel(op: Op, device: Device, dtype: str = "fp32") -> list[Result]:
-    """Results for every call of the op, every case, overwriting and accumulating, plain and in place."""
+    """Results for every call of the op, every case, overwriting and accumulating, plain and in
+    place."""
     results = []
     for i, case in enumerate(op.spec.cases):
         rng = np.random.default_rng([zlib.crc32(op.name.encode()), i, 1])
@@ -64,7 +69,8 @@ Variant = tuple[bool, tuple[bool, ...], tuple[str, str] | None]
 
 
 def variants(sig: Signature) -> Iterator[Variant]:
-    """(optional operands absent, '+' per output, in-place pair): every combination a call may ask for."""
+    """(optional operands absent, '+' per output, in-place pair): every combination a call may ask
+    for."""
     for absent in (False, True)[: 1 + any(o.optional for o in sig.passed)]:
         choices = [(False, True)[: 1 + (o.add and not (absent and o.optional))] for o in sig.outs]
         for adds in itertools.product(*choices):
@@ -91,7 +97,10 @@ def _check(
         **{o.name: None for o in sig.ins if o.optional and absent},
     }
     truth = call_maths(sig, sample, values)
-    narrow = {k: v if v is None or v.dtype.kind in "iu" else v.astype(DTYPES[dtype]) for k, v in values.items()}
+    narrow = {
+        k: v if v is None or v.dtype.kind in "iu" else v.astype(DTYPES[dtype])
+        for k, v in values.items()
+    }
     naive = call_maths(sig, sample, narrow)
     start = _starting_values(sig, sample, narrow, dtype, adds, absent)
     notes = [f"+{o.name}" for o, add in zip(sig.outs, adds, strict=True) if add]
@@ -125,7 +134,8 @@ def _check(
 def _starting_values(
     sig: Signature, sample: Sample, narrow: dict, dtype: str, adds: tuple[bool, ...], absent: bool
 ) -> list[Any]:
-    """What each output holds before the call: NaN, random numbers under '+', the input if updated in place."""
+    """What each output holds before the call: NaN, random numbers under '+', the input if updated
+    in place."""
     rng = np.random.default_rng(5)
     start: list[Any] = []
     for o, add in zip(sig.outs, adds, strict=True):
@@ -164,7 +174,9 @@ def _execute(
         views.append(_view(name, o, sample, dtype, add))
     for o in sig.passed_ins:
         held = memory.flat.get(o.name)
-        kind = {np.dtype(np.int32): "i32", np.dtype(np.int64): "i64"}.get(held.dtype if held is not None else None, dtype)
+        kind = {np.dtype(np.int32): "i32", np.dtype(np.int64): "i64"}.get(
+            held.dtype if held is not None else None, dtype
+        )
         views.append(None if held is None else _view(o.name, o, sample, kind, False))
     attrs = {k: v for k, v in sample.attrs.items() if k in sig.attrs}
     call = make_call(sig, tuple(views), attrs, "kernel check")

@@ -1,7 +1,8 @@
-"""model check: is the whole backward the derivative of the whole forward?  In float64, on a small model of odd sizes.
+"""model check: is the whole backward the derivative of the whole forward?  In float64, on a small
+model of odd sizes.
 
 mirror        every backward line against the forward line it belongs to
-directional   for each parameter tensor, ⟨dp, u⟩ against the finite difference of the loss along a random u
+directional   for each parameter tensor, ⟨dp, u⟩ against the loss's finite difference along u
 eager         the same lines executed at once give the same bits
 """
 
@@ -32,7 +33,8 @@ def small_config(model: ModuleType, **changes: Any) -> Any:
 
 
 def prepare(model: ModuleType, c: Any, dtype: str = "fp64", seed: int = 0) -> tuple[Memory, Any]:
-    """Memory with random parameters (biases too), a random batch with one masked target, zero gradients."""
+    """Memory with random parameters (biases too), a random batch with one masked target, zero
+    gradients."""
     memory = Memory()
     t = declare(model, c, B, T, dtype, memory)
     rng = np.random.default_rng(seed)
@@ -85,7 +87,11 @@ def directional(
     rng = np.random.default_rng(7)
     results = []
     for param in t.layout.params:
-        pairs = [(p, grads[g.name]) for p, g in zip(t.p, t.dp, strict=True) if p.name.split(".")[-1] == param.name]
+        pairs = [
+            (p, grads[g.name])
+            for p, g in zip(t.p, t.dp, strict=True)
+            if p.name.split(".")[-1] == param.name
+        ]
         starts = [p.numpy() for p, _ in pairs]
         directions = [rng.standard_normal(p.shape) for p, _ in pairs]
 

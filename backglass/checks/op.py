@@ -1,20 +1,29 @@
-"""op check: is the hand-written backward the derivative of the forward?  In float64, by finite differences.
+"""op check: is the hand-written backward the derivative of the forward?  In float64, by finite
+differences.
 
 For random u and v:      ⟨v, J·u⟩   (forward, central differences)    =    ⟨Jᵀ·v, u⟩   (backward)
 
-The error is scaled by ‖J·u‖·‖v‖, not by the product itself, which can be near zero by chance.  u and v are random, never ones: a
-softmax's gradient under ones is zero, and any factor in front of it would pass.
+The error is scaled by ‖J·u‖·‖v‖, not by the product itself, which can be near zero by chance.  u
+and v are random, never ones: a softmax's gradient under ones is zero, and any factor in front of it
+would pass.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from backglass.checks.samples import Sample, call_maths, forward_inputs, integer_range, with_backward
+from backglass.checks.samples import (
+    Sample,
+    call_maths,
+    forward_inputs,
+    integer_range,
+    with_backward,
+)
 from backglass.ops import Op
 
 LIMIT = 1e-8
@@ -37,10 +46,7 @@ class Result:
         return bool(self.error <= self.bound)  # False for NaN
 
     def row(self) -> dict:
-        return {
-            "op": self.op, "check": self.check, "what": self.what, "case": self.case, "error": self.error,
-            "bound": self.bound, "ok": self.ok, "note": self.note,
-        }  # fmt: skip
+        return dataclasses.asdict(self) | {"ok": self.ok}
 
 
 def check_op(op: Op, cases: tuple | None = None) -> list[Result]:
@@ -98,5 +104,6 @@ def directional_error(
 
 
 def central_difference(f: Callable[[float], np.ndarray], eps: float = 5e-4):
-    """df/dε at 0, fourth order: the truncation error falls with ε⁴, the rounding error is 1e-16/ε."""
+    """df/dε at 0, fourth order: the truncation error falls with ε⁴, the rounding error is
+    1e-16/ε."""
     return (8 * (f(eps) - f(-eps)) - (f(2 * eps) - f(-2 * eps))) / (12 * eps)

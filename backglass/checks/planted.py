@@ -1,11 +1,14 @@
 """Planted bugs: a checker that has never failed proves nothing.
 
 Three nurseries, each with the mistakes people really make there:
-    maths     the source of a backward (or update) function is changed at one place, and the op or update check must notice
-    kernel    a right device is made to misbehave in one way, and the kernel check must notice (planted_kernel.py)
-    program   one line of a recorded model is changed, and validate, mirror or the directional derivative must notice
-              (planted_program.py)
-A change that leaves every result as it was is no bug; those are found by comparing numbers and listed with a reason.
+    maths     the source of a backward (or update) function is changed at one place;
+              the op or update check must notice
+    kernel    a right device is made to misbehave in one way;
+              the kernel check must notice (planted_kernel.py)
+    program   one line of a recorded model is changed;
+              validate, mirror or the directional derivative must notice (planted_program.py)
+A change that leaves every result as it was is no bug; those are found by comparing numbers and
+listed with a reason.
 """
 
 from __future__ import annotations
@@ -29,9 +32,18 @@ from backglass.ops import Op
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("add", ""): "both results of d_add are the same copy of dy",
     ("adamw", "return (p - lr * step, m, v, np.zeros_like(dp) * 1.001)"): "0 · 1.001 = 0",
-    ("adamw", "return (p - lr * step, m, v, np.zeros_like(p))"): "only dp's shape is used, p has it too",
-    ("adamw", "return (p - lr * step, m, v, np.zeros_like(m))"): "only dp's shape is used, m has it too",
-    ("adamw", "return (p - lr * step, m, v, np.zeros_like(v))"): "only dp's shape is used, v has it too",
+    (
+        "adamw",
+        "return (p - lr * step, m, v, np.zeros_like(p))",
+    ): "only dp's shape is used, p has it too",
+    (
+        "adamw",
+        "return (p - lr * step, m, v, np.zeros_like(m))",
+    ): "only dp's shape is used, m has it too",
+    (
+        "adamw",
+        "return (p - lr * step, m, v, np.zeros_like(v))",
+    ): "only dp's shape is used, v has it too",
     ("adamw", "decays = np.arange(m.size) < decay_size"): "m has p's size",
     ("adamw", "decays = np.arange(v.size) < decay_size"): "v has p's size",
     ("adamw", "decays = np.arange(dp.size) < decay_size"): "dp has p's size",
@@ -41,7 +53,8 @@ EQUIVALENT: dict[tuple[str, str], str] = {
 
 @dataclass(frozen=True)
 class Planted:
-    """One planted bug and what became of it: caught, missed, or equivalent (no change of any result)."""
+    """One planted bug and what became of it: caught, missed, or equivalent (no change of any
+    result)."""
 
     nursery: str
     op: str
@@ -56,7 +69,8 @@ class Planted:
 
 
 def maths_bugs(op: Op) -> list[Planted]:
-    """Plant every kind at every place of the op's backward calls, or of its update; run the checks."""
+    """Plant every kind at every place of the op's backward calls, or of its update; run the
+    checks."""
     calls = list(op.spec.backward) or [op.name]
     found = []
     for call in calls:
@@ -267,8 +281,15 @@ def _wrong_constant(tree: ast.Module, n: ast.AST, k: int) -> bool:
     if isinstance(n, ast.Constant) and type(n.value) is float:
         n.value *= 1.01
         return True
-    if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and n.id.isupper() and len(n.id) != 1:
-        return _replace_with(n, ast.BinOp(ast.Name(n.id, ast.Load()), ast.Mult(), ast.Constant(1.01)))
+    if (
+        isinstance(n, ast.Name)
+        and isinstance(n.ctx, ast.Load)
+        and n.id.isupper()
+        and len(n.id) != 1
+    ):
+        return _replace_with(
+            n, ast.BinOp(ast.Name(n.id, ast.Load()), ast.Mult(), ast.Constant(1.01))
+        )
     return False
 
 

@@ -1,4 +1,5 @@
-"""Planted kernel bugs: the numpy device in float32 made to misbehave in one way; the kernel check must notice."""
+"""Planted kernel bugs: the numpy device in float32 made to misbehave in one way; the kernel check
+must notice."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ class Misbehaving:
         return [self._line(c, memory) for c in calls]
 
     def _line(self, c: Call, memory: Memory) -> Callable[[], None]:
-        outs, ins, _ = operands(c, memory)
+        outs, _, _ = operands(c, memory)
         right = Reference().bind([self._altered(c)], memory)[0]
         self.turn += 1
         turn = self.turn
@@ -52,7 +53,8 @@ class Misbehaving:
         return c
 
 
-# What a defect does to one flat output after the right result is in it: (output, what it held before the call, which run).
+# What a defect does to one flat output after the right result is in it: (output, what it held
+# before the call, which run).
 Defect = Callable[[np.ndarray, np.ndarray, int], None]
 DEFECTS: dict[str, Defect] = {
     "ignores +": lambda out, before, turn: None,
@@ -75,7 +77,9 @@ DEFECTS: dict[str, Defect] = {
 def _poke(flat: np.ndarray, index: int) -> None:
     """Write outside an array, as a kernel with a wrong bound would."""
     address = flat.ctypes.data + index * flat.itemsize
-    np.ndarray((1,), flat.dtype, buffer=(ctypes.c_char * flat.itemsize).from_address(address))[0] = 1
+    np.ndarray((1,), flat.dtype, buffer=(ctypes.c_char * flat.itemsize).from_address(address))[
+        0
+    ] = 1
 
 
 def kernel_bugs(op: Op) -> list[Planted]:

@@ -1,4 +1,5 @@
-"""Planted model bugs: one line of GPT-2's backward is changed; validate, mirror or the directional derivative must notice."""
+"""Planted model bugs: one line of GPT-2's backward is changed; validate, mirror or the directional
+derivative must notice."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from backglass.view import View
 
 
 def program_bugs(model: ModuleType, name: str) -> list[Planted]:
-    """Each planted program is judged twice: by the static checks, and by numbers alone (directional derivative)."""
+    """Each planted program is judged twice: by the static checks, and by numbers alone (directional
+    derivative)."""
     c = small_config(model, attention="explicit")
     program = record_micro(model, c, B, T, "fp64")
     right = gradients(model, c, program)
@@ -30,7 +32,9 @@ def program_bugs(model: ModuleType, name: str) -> list[Planted]:
         if static or numbers:
             outcome = "caught"
         else:
-            outcome = "equivalent" if np.array_equal(gradients(model, c, wrong), right) else "missed"
+            outcome = (
+                "equivalent" if np.array_equal(gradients(model, c, wrong), right) else "missed"
+            )
         found.append(Planted("program", name, kind, place, outcome))
     return found
 
@@ -84,10 +88,12 @@ def _put(program: Program, i: int, lines: list[Call], length: int = 1) -> Progra
 
 
 def _lookalike(program: Program, i: int, v: View, c: Call) -> View | None:
-    """Another tensor of the same shape that has been written by now: the one a tired person would write."""
+    """Another tensor of the same shape that has been written by now: the one a tired person would
+    write."""
     used = {x.name for x in (*c.ins, *c.outs) if x is not None}
     for line in reversed(program.calls[:i]):
         for other in (*line.written, *line.read):
-            if other.shape == v.shape and other.kind == v.kind and other.name not in used:
+            alike = (other.shape, other.dtype, other.kind) == (v.shape, v.dtype, v.kind)
+            if alike and other.name not in used:
                 return replace(other, add=False)
     return None

@@ -45,7 +45,8 @@ def forward_inputs(op: Op, case: dict[str, Any], rng: np.random.Generator) -> Sa
 
 
 def with_backward(sample: Sample, rng: np.random.Generator) -> Sample:
-    """The sample plus the forward's outputs and random cotangents: everything any backward call reads."""
+    """The sample plus the forward's outputs and random cotangents: everything any backward call
+    reads."""
     op, sig = sample.op, sample.op.signatures[sample.op.name]
     values = dict(sample.values)
     made = call_maths(sig, sample, values)

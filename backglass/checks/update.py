@@ -1,7 +1,8 @@
 """update check: ops that are not differentiated are held against closed forms.
 
-Under a constant gradient AdamW's running means are geometric sums, so after t updates every weight is known exactly; a
-global norm obeys Pythagoras; clipping leaves a vector of length min(norm, max_norm).
+Under a constant gradient AdamW's running means are geometric sums, so after t updates every weight
+is known exactly; a global norm obeys Pythagoras; clipping leaves a vector of length min(norm,
+max_norm).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ def check_update(op: Op) -> list[Result]:
     checks = {"adamw": _adamw, "clip": _clip, "global_norm": _global_norm}
     if op.name not in checks:
         return []
-    return [Result("update", op.name, what, "", e, LIMIT) for what, e in checks[op.name](op).items()]
+    return [
+        Result("update", op.name, what, "", e, LIMIT) for what, e in checks[op.name](op).items()
+    ]
 
 
 def _call(op: Op, values: dict[str, np.ndarray], sizes: dict | None = None, **attrs) -> tuple:
@@ -29,7 +32,8 @@ def _call(op: Op, values: dict[str, np.ndarray], sizes: dict | None = None, **at
 
 
 def _adamw(op: Op) -> dict[str, float]:
-    """t updates under a constant gradient: m = (1 − β1ᵗ)·g, v = (1 − β2ᵗ)·g², and p a geometric series."""
+    """t updates under a constant gradient: m = (1 − β1ᵗ)·g, v = (1 − β2ᵗ)·g², and p a geometric
+    series."""
     rng = np.random.default_rng(3)
     n, decayed, lr, b1, b2, eps, wd, updates = 9, 4, 0.01, 0.9, 0.95, 1e-3, 0.2, 5
     p0, g = rng.standard_normal(n), rng.standard_normal(n)
@@ -45,7 +49,9 @@ def _adamw(op: Op) -> dict[str, float]:
     want = p0 * keep**updates - step * sum(keep**k for k in range(updates))
     bad = dict(p=p, m=m, v=v, dp=g, scale=np.array([np.nan]), hyper=hyper)
     after = _call(op, bad, decay_size=decayed)
-    untouched = all(np.array_equal(a, bad[k]) for a, k in zip(after, "p m v dp".split(), strict=True))
+    untouched = all(
+        np.array_equal(a, bad[k]) for a, k in zip(after, "p m v dp".split(), strict=True)
+    )
     return {
         "p": relative(p, want),
         "m": relative(m, (1 - b1**updates) * g),
@@ -58,7 +64,12 @@ def _adamw(op: Op) -> dict[str, float]:
 def _clip(op: Op) -> dict[str, float]:
     hyper = np.full(8, 0.5)
     found = {}
-    for norm, max_norm, want in ((4.0, 0.5, 0.125), (0.25, 0.5, 1.0), (4.0, 0.0, 1.0), (0.0, 0.5, 1.0)):
+    for norm, max_norm, want in (
+        (4.0, 0.5, 0.125),
+        (0.25, 0.5, 1.0),
+        (4.0, 0.0, 1.0),
+        (0.0, 0.5, 1.0),
+    ):
         hyper[5] = max_norm
         scale = _call(op, dict(norm=np.array([norm]), hyper=hyper))[0]
         found[f"norm {norm:g}, max {max_norm:g}"] = relative(scale, np.array([want]))

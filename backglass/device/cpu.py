@@ -15,7 +15,8 @@ from backglass.program.record import Call
 
 
 class Cpu:
-    """Binds calls to ops/<op>/cpu.py, or to the rung chosen for an op: rungs={"matmul": "v2_blocked"}."""
+    """Binds calls to ops/<op>/cpu.py, or to the rung chosen for an op: rungs={"matmul":
+    "v2_blocked"}."""
 
     name = "cpu"
 
@@ -38,7 +39,8 @@ class Cpu:
         return functools.partial(self.kernel(c.op), *self.arguments(c, memory))
 
     def arguments(self, c: Call, memory: Memory) -> list[Any]:
-        """What the kernel is called with: outs, ins, attrs, add and, if it asks for one, its workspace."""
+        """What the kernel is called with: outs, ins, attrs, add and, if it asks for one, its
+        workspace."""
         outs, ins, _ = operands(c, memory)
         args = [*outs, *ins, *c.attrs.values(), c.add]
         if n := self.workspace(c):

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from backglass.execute.memory import Memory
-from backglass.ops import signature, table
+from backglass.ops import table
 from backglass.program.record import Call
 from backglass.spec import Signature
 

@@ -1,7 +1,7 @@
 """Eager: an `ops` object that executes each call at once.
 
-With it the model file is an ordinary Python program: `python -m pdb` stops on its lines, `p a.ln1` prints a tensor, `n` executes
-one op.  The arithmetic is the same as Run's, bit for bit.
+With it the model file is an ordinary Python program: `python -m pdb` stops on its lines, `p a.ln1`
+prints a tensor, `n` executes one op.  The arithmetic is the same as Run's, bit for bit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from backglass.program.record import Call, caller, make_call
 
 
 class Eager:
-    """ops.layernorm(y, mean, rstd, x, w, b) computes now.  after(call) is called when a line is done."""
+    """ops.layernorm(y, mean, rstd, x, w, b) computes now.  after(call) is called when a line is
+    done."""
 
     def __init__(self, device: Device, memory: Memory, after: Callable[[Call], None] | None = None):
         self._device, self._memory, self._after = device, memory, after

@@ -12,8 +12,8 @@ ALIGN_BYTES = 64  # a cache line, and the widest vector register
 class Memory:
     """Arrays by tensor name, allocated when first asked for.
 
-    Members of a group are windows into the group's flat buffer.  Activations start as NaN: reading one before it is written
-    cannot go unnoticed.
+    Members of a group are windows into the group's flat buffer.  Activations start as NaN: reading
+    one before it is written cannot go unnoticed.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,5 @@
-"""Run: a program bound to memory once; a step is then a walk over a list of calls with fixed arguments."""
+"""Run: a program bound to memory once; a step is then a walk over a list of calls with fixed
+arguments."""
 
 from __future__ import annotations
 

@@ -3,9 +3,10 @@
 Pre-norm blocks with biases, learned positions, GELU, the output layer tied to the embedding.
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 
-Every line is one op call: outputs first, then inputs.  A `+` before an output accumulates into it.  The backward functions are
-the forward functions read from the last line to the first: `matmul` becomes `d_matmul_w` and `d_matmul_x`, x becomes dx.
-`ops` decides what a line does: execute now (Eager), append to a program (Record).
+Every line is one op call: outputs first, then inputs.  A `+` before an output accumulates into it.
+The backward functions are the forward functions read from the last line to the first: `matmul`
+becomes `d_matmul_w` and `d_matmul_x`, x becomes dx. `ops` decides what a line does: execute now
+(Eager), append to a program (Record).
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ PARAMS = (
     Param("ln1b", "L C", hf="h.{l}.ln_1.bias"),
     Param("qkvw", "L 3*C C", init=0.02, decay=True, hf="h.{l}.attn.c_attn.weight^T"),
     Param("qkvb", "L 3*C", hf="h.{l}.attn.c_attn.bias"),
-    Param("attprojw", "L C C", init=0.02, residual=True, decay=True, hf="h.{l}.attn.c_proj.weight^T"),
+    Param(
+        "attprojw", "L C C", init=0.02, residual=True, decay=True, hf="h.{l}.attn.c_proj.weight^T"
+    ),
     Param("attprojb", "L C", hf="h.{l}.attn.c_proj.bias"),
     Param("ln2w", "L C", ones=True, hf="h.{l}.ln_2.weight"),
     Param("ln2b", "L C", hf="h.{l}.ln_2.bias"),
@@ -52,7 +55,9 @@ class Config:
     vocab_size: int = 50257
     max_seq_len: int = 1024
     dropout: float = 0.0
-    attention: str = "flash"  # or explicit: scores, causal_softmax, mix, with every weight in memory
+    attention: str = (
+        "flash"  # or explicit: scores, causal_softmax, mix, with every weight in memory
+    )
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "channels", "vocab_size", "max_seq_len"):

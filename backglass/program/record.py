@@ -1,7 +1,7 @@
 """Call, Program, Record: how the model's straight-line code becomes a list.
 
-`Record` is an `ops` object that computes nothing: ops.layernorm(y, mean, rstd, x, w, b) appends a Call.  Shapes are checked at
-once, so an error points to the line of the model that made it.
+`Record` is an `ops` object that computes nothing: ops.layernorm(y, mean, rstd, x, w, b) appends a
+Call.  Shapes are checked at once, so an error points to the line of the model that made it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ class Tensors:
 def declare(
     model: ModuleType, c: Any, B: int, T: int, dtype: str = "fp32", memory: HasMemory | None = None
 ) -> Tensors:
-    """The tensors of `model` (a module such as models.gpt2) for config c.  Symbolic unless memory is given."""
+    """The tensors of `model` (a module such as models.gpt2) for config c.  Symbolic unless memory
+    is given."""
     sizes = c.sizes(B, T)
     if T > sizes["P"]:
         raise ValueError(f"sequences of {T} tokens, but the model has {sizes['P']} positions")

@@ -12,7 +12,8 @@ SHORT = {"forward": "for", "backward": "bac", "recompute": "rec", "update": "upd
 
 
 def table(program: Program, fold: bool = True, note: Callable[[int], str] = lambda i: "") -> str:
-    """The program as text; note(i) is put before line i.  fold: consecutive layers with equal lines become one loop."""
+    """The program as text; note(i) is put before line i.  fold: consecutive layers with equal lines
+    become one loop."""
     rows, i = [], 0
     texts = [str(c) for c in program]
     layers = [int(m[1]) if (m := LAYER.search(t)) else None for t in texts]
@@ -30,7 +31,8 @@ def table(program: Program, fold: bool = True, note: Callable[[int], str] = lamb
 
 
 def longest_repeat(texts: list[str], layers: list[int | None], i: int) -> tuple[int, int]:
-    """(period, count): lines i .. i+period repeat count times with the layer number going up or down by one."""
+    """(period, count): lines i .. i+period repeat count times with the layer number going up or
+    down by one."""
     best = (1, 1)
     if layers[i] is None:
         return best

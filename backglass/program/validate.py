@@ -1,7 +1,9 @@
-"""validate: facts that must hold for a program.  Each check raises ValueError with the offending line.
+"""validate: facts that must hold for a program.  Each check raises ValueError with the offending
+line.
 
-mirror compares the hand-written backward with what the forward implies, argument by argument and mark by mark.  The backward
-could be derived from the forward like this in a dozen lines; here the derivation only checks the text people read.
+mirror compares the hand-written backward with what the forward implies, argument by argument and
+mark by mark.  The backward could be derived from the forward like this in a dozen lines; here the
+derivation only checks the text people read.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ def shapes(program: Program) -> None:
 
 
 def writes(program: Program) -> None:
-    """Activations are written before they are read; '+' goes onto something written; no tensor is twice an output, or both
-    output and input, of one call."""
+    """Activations are written before they are read; '+' goes onto something written; no tensor is
+    twice an output, or both output and input, of one call."""
     written: set[str] = set()
     for i, c in enumerate(program):
         outs = [v.name for v in c.written]
@@ -48,16 +50,19 @@ def writes(program: Program) -> None:
             if v is not None and v.add and not o.add:
                 _fail(i, c, f"{c.op} cannot accumulate into {o.name}")
             if v is not None and v.kind in ("param", "input") and c.phase != "update":
-                _fail(i, c, f"{v.name} is {v.kind}: only the update writes parameters, nobody inputs")
+                _fail(
+                    i, c, f"{v.name} is {v.kind}: only the update writes parameters, nobody inputs"
+                )
         written.update(outs)
 
 
 def mirror(program: Program) -> None:
     """The backward is the forward read backwards.
 
-    For each forward line the backward has one group of lines, in reverse order: all backward calls of that op, in the spec's
-    order, each given, under every name of the forward's signature, the forward's own view, and under d+name its gradient.  A
-    tensor used k times gets its gradient by one '=' and k−1 '+'; parameters always by '+'.
+    For each forward line the backward has one group of lines, in reverse order: all backward calls
+    of that op, in the spec's order, each given, under every name of the forward's signature, the
+    forward's own view, and under d+name its gradient.  A tensor used k times gets its gradient by
+    one '=' and k−1 '+'; parameters always by '+'.
     """
     forward = [c for c in program if c.phase == "forward"]
     backward = [c for c in program if c.phase == "backward"]

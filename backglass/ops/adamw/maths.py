@@ -1,4 +1,5 @@
-"""AdamW moves every weight by about the learning rate, in the direction its recent gradients agree on.
+"""AdamW moves every weight by about the learning rate, in the direction its recent gradients agree
+on.
 
 For update t = 1, 2, …, element by element, with g = dp·scale:
 
@@ -7,23 +8,25 @@ For update t = 1, 2, …, element by element, with g = dp·scale:
     p ← p − lr·( m̂/(√v̂ + ε) + λ·p )     m̂ = m/(1 − β1ᵗ),  v̂ = v/(1 − β2ᵗ)
     dp ← 0                              ready for the next step's sum
 
-hyper = (lr, β1, β2, ε, λ, max_norm, 1/(1 − β1ᵗ), 1/(1 − β2ᵗ)): a tensor, since its numbers change every step and a
-program's lines do not.  Weight decay λ applies to the first decay_size elements only: the layout places the weight
-matrices first; biases and layernorms do not decay.
+hyper = (lr, β1, β2, ε, λ, max_norm, 1/(1 − β1ᵗ), 1/(1 − β2ᵗ)): a tensor, since its numbers change
+every step and a program's lines do not.  Weight decay λ applies to the first decay_size elements
+only: the layout places the weight matrices first; biases and layernorms do not decay.
 
 Why it works
-     1  if all gradients agree, m̂ = g and √v̂ = |g|:                  the step is lr·sign(g)
-     2  if they are noise around 0, |m̂| ≪ √v̂:                        the step is small
-     3  multiply a weight's gradients by any constant:                m̂/√v̂ is the same
-     4  m starts at 0, so after t updates it holds only the share:    1 − β1ᵗ of what it should
-     5  dividing by that share undoes it:                             m̂ = m/(1 − β1ᵗ), and the same for v
-     6  in Adam with L2 the decay λ·p was part of g and was divided by √v̂ too: weights with large gradients hardly
-        decayed.  AdamW adds it outside the fraction ("decoupled").
-     7  a scale that is not finite means the step is bad:             nothing is changed
+     1  if all gradients agree, m̂ = g and √v̂ = |g|:   the step is lr·sign(g)
+     2  if they are noise around 0, |m̂| ≪ √v̂:         the step is small
+     3  multiply a weight's gradients by any constant:  m̂/√v̂ is the same
+     4  m starts at 0, so after t updates it holds only the share:
+                                                        1 − β1ᵗ of what it should
+     5  dividing by that share undoes it:               m̂ = m/(1 − β1ᵗ), and the same for v
+     6  in Adam with L2 the decay λ·p was part of g and was divided by √v̂ too: weights with large
+        gradients hardly decayed. AdamW adds it outside the fraction ("decoupled").
+     7  a scale that is not finite means the step is bad:
+                                                        nothing is changed
 
 Nothing is differentiated here.
-Source: Loshchilov and Hutter 2017, "Decoupled Weight Decay Regularization", arXiv 1711.05101, algorithm 2;
-Kingma and Ba 2014, arXiv 1412.6980, section 3 for 4 and 5.
+Source: Loshchilov and Hutter 2017, "Decoupled Weight Decay Regularization", arXiv 1711.05101,
+algorithm 2; Kingma and Ba 2014, arXiv 1412.6980, section 3 for 4 and 5.
 """
 
 import numpy as np

@@ -1,4 +1,5 @@
-"""Causal self-attention in one call: scores, causal_softmax and mix, without ever holding the T×T weights.
+"""Causal self-attention in one call: scores, causal_softmax and mix, without ever holding the T×T
+weights.
 
 Forward, for each batch entry and head:
 
@@ -9,23 +10,28 @@ Backward, from dy, with D[t] = Σ_i dy[t,i]·y[t,i]:
     dP = dy·vᵀ      dS = P ⊙ (dP − D)      dq = dS·k/√HS      dk = dSᵀ·q/√HS      dv = Pᵀ·dy
 
 Derivation
-     1  y = P·v, the rule of mix:                                    dv = Pᵀ·dy,   dP = dy·vᵀ
-     2  P = softmax(S), the rule of causal_softmax:                  dS = P ⊙ (dP − Σ_s dP[s]·P[s])
-     3  S = q·kᵀ/√HS, the rule of scores:                            dq = dS·k/√HS,   dk = dSᵀ·q/√HS
-     4  all of it needs P, which has T² numbers a head.  Instead, each piece is made again when it is needed:
-     5  from one saved number a row:                                 P[t,s] = exp(S[t,s] − lse[t])
-     6  the sum in 2 seems to need a whole row of dP and P:          D[t] = Σ_s dP[t,s]·P[t,s]
-     7  put dP from 1 into it:                                       D[t] = Σ_s Σ_i dy[t,i]·v[s,i]·P[t,s]
-     8  sum over s first; Σ_s P[t,s]·v[s,i] is y[t,i]:               D[t] = Σ_i dy[t,i]·y[t,i]
+     1  y = P·v, the rule of mix:                       dv = Pᵀ·dy,   dP = dy·vᵀ
+     2  P = softmax(S), the rule of causal_softmax:     dS = P ⊙ (dP − Σ_s dP[s]·P[s])
+     3  S = q·kᵀ/√HS, the rule of scores:               dq = dS·k/√HS,   dk = dSᵀ·q/√HS
+     4  all of it needs P, which has T² numbers a head. Instead, each piece is made again when it is
+        needed:
+     5  from one saved number a row:                    P[t,s] = exp(S[t,s] − lse[t])
+     6  the sum in 2 seems to need a whole row of dP and P:
+                                                        D[t] = Σ_s dP[t,s]·P[t,s]
+     7  put dP from 1 into it:                          D[t] = Σ_s Σ_i dy[t,i]·v[s,i]·P[t,s]
+     8  sum over s first; Σ_s P[t,s]·v[s,i] is y[t,i]:  D[t] = Σ_i dy[t,i]·y[t,i]
      9  so D costs HS multiplications a row and no row of P.
-    10  with 5 and 8 every block of the T×T plane can be computed on its own, in any order, and thrown away.
-    11  in the forward lse is not known before the row's end: keep a running maximum m and sum l, and when a block
-        brings a larger maximum m', scale what was summed so far by exp(m − m').
-    12  memory falls from T² to T numbers a head; the price is S computed twice, in the forward and again here.
+    10  with 5 and 8 every block of the T×T plane can be computed on its own, in any order, and
+        thrown away.
+    11  in the forward lse is not known before the row's end: keep a running maximum m and sum l,
+        and when a block brings a larger maximum m', scale what was summed so far by exp(m − m').
+    12  memory falls from T² to T numbers a head; the price is S computed twice, in the forward and
+        again here.
     13  blocks with s > t are skipped, which halves the work.
 
 Saved: y (it exists anyway) and lse.
-Source: Dao et al. 2022, "FlashAttention", arXiv 2205.14135, algorithms 1 and 4; 8 is its appendix B.2, eq. 4.
+Source: Dao et al. 2022, "FlashAttention", arXiv 2205.14135, algorithms 1 and 4; 8 is its appendix
+B.2, eq. 4.
 """
 
 import numpy as np

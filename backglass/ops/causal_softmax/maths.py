@@ -1,4 +1,4 @@
-"""Attention, part 2 of 3: scores become weights that sum to 1 over the past; the future gets weight 0.
+"""Attention, part 2 of 3: scores become weights that sum to 1; the future gets weight 0.
 
 Forward, for row t of each batch entry and head:
 
@@ -9,13 +9,14 @@ Backward, from datt:
     dpreatt = att ⊙ (datt − Σ_s datt[s]·att[s])
 
 Derivation, for one row; write a for att, z for preatt
-     1  a_s = exp(z_s)/Z with Z = Σ_u exp(z_u):                      ∂a_s/∂z_j = (∂exp(z_s)/∂z_j)/Z − exp(z_s)/Z²·∂Z/∂z_j
-     2  exp is its own derivative:                                   ∂exp(z_s)/∂z_j = exp(z_s)·δ_sj
-     3  and so:                                                      ∂Z/∂z_j = exp(z_j)
-     4  1, 2 and 3, each quotient again an a:                        ∂a_s/∂z_j = a_s·(δ_sj − a_j)
-     5  the chain rule over the row:                                 dz_j = Σ_s da_s·a_s·(δ_sj − a_j)
-     6  the δ picks s = j:                                           dz_j = da_j·a_j − a_j·Σ_s da_s·a_s
-     7  a_j comes out:                                               dz_j = a_j·(da_j − Σ_s da_s·a_s)
+     1  a_s = exp(z_s)/Z with Z = Σ_u exp(z_u):
+                                                ∂a_s/∂z_j = (∂exp(z_s)/∂z_j)/Z − exp(z_s)/Z²·∂Z/∂z_j
+     2  exp is its own derivative:                      ∂exp(z_s)/∂z_j = exp(z_s)·δ_sj
+     3  and so:                                         ∂Z/∂z_j = exp(z_j)
+     4  1, 2 and 3, each quotient again an a:           ∂a_s/∂z_j = a_s·(δ_sj − a_j)
+     5  the chain rule over the row:                    dz_j = Σ_s da_s·a_s·(δ_sj − a_j)
+     6  the δ picks s = j:                              dz_j = da_j·a_j − a_j·Σ_s da_s·a_s
+     7  a_j comes out:                                  dz_j = a_j·(da_j − Σ_s da_s·a_s)
      8  the sum is the weighted mean of da: only what deviates from the mean moves a weight.
      9  Σ_j dz_j = 0, since Σ_j a_j = 1: adding a constant to a row of scores changes nothing.
     10  for the same reason the maximum may be subtracted first, and exp cannot overflow.

@@ -2,8 +2,9 @@
 
     scale = min(1, max_norm/norm)            max_norm = hyper[5], 0 switches clipping off
 
-The gradient itself is not touched: adamw multiplies by scale as it reads it, which saves a pass over the buffer.
-A norm that is not finite gives scale = NaN, on which adamw changes nothing: a bad step is stopped before the update.
+The gradient itself is not touched: adamw multiplies by scale as it reads it, which saves a pass
+over the buffer. A norm that is not finite gives scale = NaN, on which adamw changes nothing: a bad
+step is stopped before the update.
 
 Nothing is differentiated here.
 Source: Pascanu, Mikolov and Bengio 2012, arXiv 1211.5063, algorithm 1.

@@ -1,4 +1,5 @@
-"""Dropout sets a random share of the numbers to zero and scales the rest up, so that no unit can be relied on.
+"""Dropout sets a random share of the numbers to zero and scales the rest up, so that no unit can be
+relied on.
 
 Forward, with keep_i = 1 with probability 1 − rate, else 0:
 
@@ -9,23 +10,28 @@ Backward, with the same keep:
     dx_i = dy_i·keep_i/(1 − rate)
 
 Derivation
-     1  keep does not depend on x, so y is linear in x:              ∂y_i/∂x_j = δ_ij·keep_i/(1 − rate)
-     2  the chain rule:                                              dx_i = dy_i·keep_i/(1 − rate)
+     1  keep does not depend on x, so y is linear in x:
+                                                        ∂y_i/∂x_j = δ_ij·keep_i/(1 − rate)
+     2  the chain rule:                                 dx_i = dy_i·keep_i/(1 − rate)
      3  the backward is the forward applied to dy, given the same keep.
-     4  the factor 1/(1 − rate) keeps the mean:                      E[y_i] = x_i·(1 − rate)/(1 − rate) = x_i
+     4  the factor 1/(1 − rate) keeps the mean:         E[y_i] = x_i·(1 − rate)/(1 − rate) = x_i
      5  so nothing needs to change when dropout is switched off for evaluation.
-     6  where does "the same keep" come from?  Storing it costs memory; a generator with a state cannot be repeated.
-     7  a counter-based one is a hash of the element's place:        bits_i = hash(key, step, site, i)
+     6  where does "the same keep" come from? Storing it costs memory; a generator with a state
+        cannot be repeated.
+     7  a counter-based one is a hash of the element's place:
+                                                        bits_i = hash(key, step, site, i)
      8  it depends on nothing else: threads need no order, recomputation gives the same mask.
-     9  compare 32 bits with a threshold:                            keep_i = bits_i ≥ round(rate·2³²)
+     9  compare 32 bits with a threshold:               keep_i = bits_i ≥ round(rate·2³²)
     10  site is a constant of the call, seed a tensor the host changes each micro-batch.
 
-The hash is SplitMix64: element i's bits are the i-th output of the generator, mix64(start + (i+1)·GAMMA) modulo 2⁶⁴,
-for any i at once.  NumPy and the kernels run the very functions below, so they agree bit for bit.
+The hash is SplitMix64: element i's bits are the i-th output of the generator, mix64(start +
+(i+1)·GAMMA) modulo 2⁶⁴, for any i at once.  NumPy and the kernels run the very functions below, so
+they agree bit for bit.
 
 Saved: nothing.
-Source: Srivastava et al. 2014, "Dropout", JMLR 15; Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
-generators", doi 10.1145/2660193.2660195, section 5, with Stafford's "Mix13" constants.
+Source: Srivastava et al. 2014, "Dropout", JMLR 15; Steele, Lea and Flood 2014, "Fast splittable
+pseudorandom number generators", doi 10.1145/2660193.2660195, section 5, with Stafford's "Mix13"
+constants.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The embedding looks up one vector per token and one per position, and adds them: the residual stream starts here.
+"""The embedding looks up one vector per token and one per position, and adds them.
 
 Forward:
 
@@ -9,16 +9,22 @@ Backward, from dx:
     dwte[i] = Σ over all (b,t) with ids[b,t] = i of dx[b,t]            dwpe[t] = Σ_b dx[b,t]
 
 Derivation
-     1  a lookup is a product with a one-hot row:                    wte[i] = Σ_v onehot(i)[v]·wte[v]
-     2  so x is linear in wte:                                       ∂x[b,t]/∂wte[v] = onehot(ids[b,t])[v]
-     3  the chain rule sums over all places of x:                    dwte[v] = Σ_{b,t} dx[b,t]·onehot(ids[b,t])[v]
-     4  the one-hot is 1 where ids[b,t] = v and 0 elsewhere:         dwte[v] = Σ_{b,t: ids[b,t]=v} dx[b,t]
-     5  a token that occurs five times collects five gradients, one that does not occur collects none.
-     6  so it is a scatter-add, not an assignment: dwte[ids] = dx would keep only the last occurrence.
-     7  position t is used once in every sequence of the batch:      dwpe[t] = Σ_b dx[b,t]
-     8  positions from T on were not used:                           dwpe[t ≥ T] = 0
+     1  a lookup is a product with a one-hot row:       wte[i] = Σ_v onehot(i)[v]·wte[v]
+     2  so x is linear in wte:                          ∂x[b,t]/∂wte[v] = onehot(ids[b,t])[v]
+     3  the chain rule sums over all places of x:
+                                                       dwte[v] = Σ_{b,t} dx[b,t]·onehot(ids[b,t])[v]
+     4  the one-hot is 1 where ids[b,t] = v and 0 elsewhere:
+                                                        dwte[v] = Σ_{b,t: ids[b,t]=v} dx[b,t]
+     5  a token that occurs five times collects five gradients, one that does not occur collects
+        none.
+     6  so it is a scatter-add, not an assignment: dwte[ids] = dx would keep only the last
+        occurrence.
+     7  position t is used once in every sequence of the batch:
+                                                        dwpe[t] = Σ_b dx[b,t]
+     8  positions from T on were not used:              dwpe[t ≥ T] = 0
      9  ids are integers; nothing is differentiated with respect to them.
-    10  in GPT-2 wte is the output layer too, so dwte receives a second term from there (hence the +).
+    10  in GPT-2 wte is the output layer too, so dwte receives a second term from there (hence the
+        +).
 
 Saved: nothing; the backward needs only ids.   P: rows of wpe, at least T.
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.

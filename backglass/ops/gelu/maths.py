@@ -9,18 +9,23 @@ Backward, from dy:
     dx = dy·(½·(1 + t) + ½·x·(1 − t²)·√(2/π)·(1 + 3a·x²))
 
 Derivation
-     1  y is a product of ½·x and 1 + t, both moving with x:         dy/dx = ½·(1 + t) + ½·x·dt/dx
-     2  tanh = sinh/cosh, and (sinh, cosh)' = (cosh, sinh):          d tanh(u)/du = (cosh² − sinh²)/cosh² = 1 − tanh²(u)
-     3  so by the chain rule:                                        dt/dx = (1 − t²)·du/dx
-     4  u is a polynomial:                                           du/dx = √(2/π)·(1 + 3a·x²)
-     5  1, 3 and 4 together:                                         dy/dx = ½·(1 + t) + ½·x·(1 − t²)·du/dx
-     6  y_i depends on x_i alone, so the Jacobian is diagonal:       dx_i = dy_i·(dy/dx)_i
+     1  y is a product of ½·x and 1 + t, both moving with x:
+                                                        dy/dx = ½·(1 + t) + ½·x·dt/dx
+     2  tanh = sinh/cosh, and (sinh, cosh)' = (cosh, sinh):
+                                                 d tanh(u)/du = (cosh² − sinh²)/cosh² = 1 − tanh²(u)
+     3  so by the chain rule:                           dt/dx = (1 − t²)·du/dx
+     4  u is a polynomial:                              du/dx = √(2/π)·(1 + 3a·x²)
+     5  1, 3 and 4 together:                            dy/dx = ½·(1 + t) + ½·x·(1 − t²)·du/dx
+     6  y_i depends on x_i alone, so the Jacobian is diagonal:
+                                                        dx_i = dy_i·(dy/dx)_i
      7  check far right: t = 1, so dy/dx = 1 (the identity).
      8  check far left: t = −1, so dy/dx = 0 (off).
      9  check at 0: t = 0, so dy/dx = ½.
-    10  it is not monotone: dy/dx < 0 between about −∞ and −0.75, where y has its only minimum, −0.17.
+    10  it is not monotone: dy/dx < 0 between about −∞ and −0.75, where y has its only minimum,
+        −0.17.
 
-Saved: nothing of its own; x exists anyway and t is computed again, which is cheaper than reading it.
+Saved: nothing of its own; x exists anyway and t is computed again, which is cheaper than reading
+it.
 Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", arXiv 1606.08415, section 2.
 """
 

@@ -2,12 +2,13 @@
 
     norm = √(Σ_i dp_i²)
 
-It runs over the flat gradient buffer in one pass; the buffer's alignment gaps are zero and add nothing.  The sum of squares
-is carried in float64 whatever the dtype: 1.5·10⁹ float32 terms would lose the small ones.
+It runs over the flat gradient buffer in one pass; the buffer's alignment gaps are zero and add
+nothing.  The sum of squares is carried in float64 whatever the dtype: 1.5·10⁹ float32 terms would
+lose the small ones.
 
 Nothing is differentiated here: this is part of the update, after the backward pass.
-Source: Pascanu, Mikolov and Bengio 2012, "On the difficulty of training recurrent neural networks", arXiv 1211.5063,
-algorithm 1.
+Source: Pascanu, Mikolov and Bengio 2012, "On the difficulty of training recurrent neural networks",
+arXiv 1211.5063, algorithm 1.
 """
 
 import numpy as np

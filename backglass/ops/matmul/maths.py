@@ -10,20 +10,22 @@ Backward, in two calls because they are two matrix products, wanted at different
     d_matmul_w:   dw = dyᵀ·x      db = Σ_n dy
 
 Derivation
-     1  the loss sees x[n,c] only through row n of y:                dx[n,c] = Σ_o dy[n,o]·∂y[n,o]/∂x[n,c]
-     2  y is linear in x, its factor is w:                           ∂y[n,o]/∂x[n,c] = w[o,c]
-     3  1 and 2 are a matrix product over o:                         dx = dy·w
-     4  the loss sees w[o,c] through column o of y, in every row:    dw[o,c] = Σ_n dy[n,o]·∂y[n,o]/∂w[o,c]
-     5  y is linear in w, its factor is x:                           ∂y[n,o]/∂w[o,c] = x[n,c]
-     6  4 and 5 are a matrix product over n:                         dw = dyᵀ·x
-     7  b[o] is added to every row with factor 1:                    db[o] = Σ_n dy[n,o]
-     8  shapes check themselves: dx must be (N,C), and (N,O)·(O,C) is the only way to get there; dw must be (O,C),
-        and (O,N)·(N,C) is the only way.
+     1  the loss sees x[n,c] only through row n of y:   dx[n,c] = Σ_o dy[n,o]·∂y[n,o]/∂x[n,c]
+     2  y is linear in x, its factor is w:              ∂y[n,o]/∂x[n,c] = w[o,c]
+     3  1 and 2 are a matrix product over o:            dx = dy·w
+     4  the loss sees w[o,c] through column o of y, in every row:
+                                                        dw[o,c] = Σ_n dy[n,o]·∂y[n,o]/∂w[o,c]
+     5  y is linear in w, its factor is x:              ∂y[n,o]/∂w[o,c] = x[n,c]
+     6  4 and 5 are a matrix product over n:            dw = dyᵀ·x
+     7  b[o] is added to every row with factor 1:       db[o] = Σ_n dy[n,o]
+     8  shapes check themselves: dx must be (N,C), and (N,O)·(O,C) is the only way to get there; dw
+        must be (O,C), and (O,N)·(N,C) is the only way.
      9  each of the three products costs 2·N·C·O FLOPs, so a backward costs two forwards.
     10  without b (GPT-2's output layer) only db falls away.
 
 Saved: nothing of its own.  The backward reads x, an activation that exists anyway, and w.
-Source: any textbook; the 1 : 2 cost ratio is used in Kaplan et al. 2020, arXiv 2001.08361, section 2.1.
+Source: any textbook; the 1 : 2 cost ratio is used in Kaplan et al. 2020, arXiv 2001.08361, section
+2.1.
 """
 
 from backglass.spec import OpSpec

@@ -9,15 +9,17 @@ Backward, from dy:
     datt = dy·vᵀ        dv = attᵀ·dy        dq = dk = 0, q and k play no part here
 
 Derivation
-     1  y is a matrix product:                                       y = att·v
-     2  row t of att enters row t of y:                              datt[t,s] = Σ_i dy[t,i]·∂y[t,i]/∂att[t,s]
-     3  linear, with factor v:                                       ∂y[t,i]/∂att[t,s] = v[s,i]
-     4  2 and 3 are a matrix product over i:                         datt = dy·vᵀ
+     1  y is a matrix product:                          y = att·v
+     2  row t of att enters row t of y:                 datt[t,s] = Σ_i dy[t,i]·∂y[t,i]/∂att[t,s]
+     3  linear, with factor v:                          ∂y[t,i]/∂att[t,s] = v[s,i]
+     4  2 and 3 are a matrix product over i:            datt = dy·vᵀ
      5  in words: how much would the output gain if t listened more to s.
-     6  row s of v enters every row of y that attends to s:          dv[s,i] = Σ_t dy[t,i]·∂y[t,i]/∂v[s,i]
-     7  linear, with factor att:                                     ∂y[t,i]/∂v[s,i] = att[t,s]
-     8  6 and 7 are a matrix product over t:                         dv = attᵀ·dy
-     9  datt for s > t is not zero here, although att is: the mask belongs to causal_softmax, which multiplies it away.
+     6  row s of v enters every row of y that attends to s:
+                                                        dv[s,i] = Σ_t dy[t,i]·∂y[t,i]/∂v[s,i]
+     7  linear, with factor att:                        ∂y[t,i]/∂v[s,i] = att[t,s]
+     8  6 and 7 are a matrix product over t:            dv = attᵀ·dy
+     9  datt for s > t is not zero here, although att is: the mask belongs to causal_softmax, which
+        multiplies it away.
     10  dqkv is packed like qkv; its q and k parts come from scores: dq = dk = 0
 
 Saved: nothing of its own; att is causal_softmax's output.

@@ -9,17 +9,21 @@ Backward, from dpreatt:
     dq = dpreatt·k / √HS        dk = dpreattᵀ·q / √HS        dv = 0, v plays no part here
 
 Derivation
-     1  preatt is a matrix product of q and kᵀ with factor 1/√HS:    preatt = q·kᵀ/√HS
-     2  the dot product of two random vectors of HS unit numbers has variance HS; divided by √HS it has variance 1,
-        so softmax starts out neither flat nor saturated.
-     3  row t of q enters row t of preatt:                           dq[t,i] = Σ_s dpreatt[t,s]·∂preatt[t,s]/∂q[t,i]
-     4  linear, with factor k:                                       ∂preatt[t,s]/∂q[t,i] = k[s,i]/√HS
-     5  3 and 4 are a matrix product over s:                         dq = dpreatt·k/√HS
-     6  row s of k enters column s of preatt:                        dk[s,i] = Σ_t dpreatt[t,s]·∂preatt[t,s]/∂k[s,i]
-     7  linear, with factor q:                                       ∂preatt[t,s]/∂k[s,i] = q[t,i]/√HS
-     8  6 and 7 are a matrix product over t:                         dk = dpreattᵀ·q/√HS
+     1  preatt is a matrix product of q and kᵀ with factor 1/√HS:
+                                                        preatt = q·kᵀ/√HS
+     2  the dot product of two random vectors of HS unit numbers has variance HS; divided by √HS it
+        has variance 1, so softmax starts out neither flat nor saturated.
+     3  row t of q enters row t of preatt:
+                                                     dq[t,i] = Σ_s dpreatt[t,s]·∂preatt[t,s]/∂q[t,i]
+     4  linear, with factor k:                          ∂preatt[t,s]/∂q[t,i] = k[s,i]/√HS
+     5  3 and 4 are a matrix product over s:            dq = dpreatt·k/√HS
+     6  row s of k enters column s of preatt:
+                                                     dk[s,i] = Σ_t dpreatt[t,s]·∂preatt[t,s]/∂k[s,i]
+     7  linear, with factor q:                          ∂preatt[t,s]/∂k[s,i] = q[t,i]/√HS
+     8  6 and 7 are a matrix product over t:            dk = dpreattᵀ·q/√HS
      9  q, k and v lie packed in qkv as one layer wrote them, so dqkv is one tensor too.
-    10  its v part receives nothing from here (mix writes it):       dv = 0
+    10  its v part receives nothing from here (mix writes it):
+                                                        dv = 0
 
 Saved: nothing.
 Source: Vaswani et al. 2017, "Attention Is All You Need", arXiv 1706.03762, eq. 1.

@@ -9,21 +9,26 @@ Backward, from dloss, the weight of this row in the step's loss (1/number of cou
     dz = (softmax(z) − onehot(target))·dloss            softmax(z)_v = exp(z_v − lse)
 
 Derivation
-     1  softmax gives each token a probability:                      p_v = exp(z_v)/Σ_u exp(z_u) = exp(z_v − lse)
-     2  the surprise of the target:                                  loss = −log p_target = lse − z_target
-     3  computed as lse − z_target it cannot underflow; log(p_target) is −∞ as soon as p_target rounds to 0.
-     4  nor overflow, with m = max z:                                lse = m + log Σ_v exp(z_v − m)
-     5  the log's derivative:                                        ∂lse/∂z_v = exp(z_v)/Σ_u exp(z_u) = p_v
-     6  the other term is one logit:                                 ∂z_target/∂z_v = onehot(target)_v
-     7  5 and 6:                                                     ∂loss/∂z_v = p_v − onehot(target)_v
-     8  the chain rule with dloss:                                   dz_v = (p_v − onehot(target)_v)·dloss
+     1  softmax gives each token a probability:         p_v = exp(z_v)/Σ_u exp(z_u) = exp(z_v − lse)
+     2  the surprise of the target:                     loss = −log p_target = lse − z_target
+     3  computed as lse − z_target it cannot underflow; log(p_target) is −∞ as soon as p_target
+        rounds to 0.
+     4  nor overflow, with m = max z:                   lse = m + log Σ_v exp(z_v − m)
+     5  the log's derivative:                           ∂lse/∂z_v = exp(z_v)/Σ_u exp(z_u) = p_v
+     6  the other term is one logit:                    ∂z_target/∂z_v = onehot(target)_v
+     7  5 and 6:                                        ∂loss/∂z_v = p_v − onehot(target)_v
+     8  the chain rule with dloss:                      dz_v = (p_v − onehot(target)_v)·dloss
      9  Σ_v dz_v = 0: a step can only move probability from some tokens to others.
     10  |dz_v| ≤ dloss: no row can shout, however wrong the model is.
-    11  target −1 (masked) means the row counts nothing:             loss = 0, dz = 0
-    12  columns from vocab_size on are padding and take no part:     dz_v = 0
+    11  target −1 (masked) means the row counts nothing:
+                                                        loss = 0, dz = 0
+    12  columns from vocab_size on are padding and take no part:
+                                                        dz_v = 0
 
-Saved: lse, one number a row; the probabilities (V numbers a row) are recomputed from the logits by one exp each.
-Source: Bridle 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs", eq. 12.
+Saved: lse, one number a row; the probabilities (V numbers a row) are recomputed from the logits by
+one exp each.
+Source: Bridle 1990, "Probabilistic Interpretation of Feedforward Classification
+Network Outputs", eq. 12.
 """
 
 import numpy as np
