@@ -303,7 +303,7 @@ def clip_scale(dp, max_norm):
     flats = (g.reshape(-1) for g in vars(dp).values())
     pieces = (g[i : i + CHUNK] for g in flats for i in range(0, g.size, CHUNK))
     norm = sum(float(g @ g) for g in pieces) ** 0.5
-    return (min(1.0, max_norm / (norm + 1e-12)) if max_norm else 1.0), norm
+    return max_norm / max(norm, max_norm), norm
 
 
 def adamw(p, dp, m, v, t, lr, scale, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1):

@@ -1,4 +1,61 @@
-"""backglass: llm.c in Python.  GPT-2 trained with every forward and backward pass written by
-hand."""
+"""backglass: llm.c in Python.  GPT-2 trained with every forward and backward pass written by hand.
+
+import backglass as bg
+bg.check("layernorm")                           prove an op's gradient
+bg.record(bg.presets.tiny())                    the training step as a program
+run = bg.train(bg.presets.tiny(steps=200))      train
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from backglass.checks import Result
+    from backglass.program.record import Program
+    from backglass.training.loop import Trainer
+    from backglass.training.settings import Settings
+
+
+def train(settings: Settings, out: str | Path | None = None, quiet: bool = False) -> Trainer:
+    """Train; out is the run directory, None keeps nothing on disk.  Raises UserError for bad
+    input."""
+    from pathlib import Path
+
+    from backglass.training.loop import train as run
+
+    return run(settings, Path(out) if out else None, quiet=quiet)
+
+
+def check(*names: str, device: str = "cpu") -> list[Result]:
+    """Check ops and models by name, all without names.  Raises ValueError for an unknown name."""
+    from backglass.checks import check as run
+
+    return list(run(names, device))
+
+
+def record(settings: Settings) -> Program:
+    """The forward and backward of one micro-batch as a program."""
+    from backglass.models import gpt2
+    from backglass.program.step import record_micro
+
+    c = settings.model_config(settings.vocab_size or 256)
+    return record_micro(gpt2, c, settings.batch_size, settings.seq_len, settings.dtype).validate()
+
+
+def load_op(path: str | Path) -> Any:
+    """Add a user's op folder to the table; see backglass.ops.load_op."""
+    from backglass.ops import load_op as run
+
+    return run(path)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("ops", "presets"):
+        return importlib.import_module(f"backglass.{name}")
+    raise AttributeError(f"module 'backglass' has no attribute {name!r}")

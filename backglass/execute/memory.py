@@ -38,6 +38,12 @@ class Memory:
         self.flat[flat.group] = buffer
         return buffer
 
+    def sharing(self, *groups: str) -> Memory:
+        """A new memory with the same buffers for these groups and nothing else."""
+        other = Memory()
+        other.flat = {g: self.flat[g] for g in groups}
+        return other
+
     def _fresh(self, view: View) -> np.ndarray:
         array = aligned_zeros(view.size, DTYPES[view.dtype])
         if view.kind == "act" and array.dtype.kind not in "iu":

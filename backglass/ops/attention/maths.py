@@ -34,6 +34,8 @@ Source: Dao et al. 2022, "FlashAttention", arXiv 2205.14135, algorithms 1 and 4;
 B.2, eq. 4.
 """
 
+import math
+
 import numpy as np
 
 from backglass.ops.scores.maths import split_heads
@@ -55,7 +57,7 @@ SPEC = OpSpec(
 def causal_scores(q, k):
     """S, with −∞ in the future so that exp makes it 0."""
     T, HS = q.shape[-2:]
-    return np.where(np.tri(T, dtype=bool), q @ k.swapaxes(-1, -2) / np.sqrt(HS), -np.inf)
+    return np.where(np.tri(T, dtype=bool), q @ k.swapaxes(-1, -2) / math.sqrt(HS), -np.inf)
 
 
 def attention(qkv):
@@ -76,7 +78,7 @@ def d_attention(dy, qkv, y, lse):
     dS = P * (dP - D)  # 2
     dqkv = np.empty_like(qkv)
     dq, dk, dv = split_heads(dqkv)
-    dq[...] = dS @ k / np.sqrt(q.shape[-1])  # 3
-    dk[...] = dS.swapaxes(-1, -2) @ q / np.sqrt(q.shape[-1])  # 3
+    dq[...] = dS @ k / math.sqrt(q.shape[-1])  # 3
+    dk[...] = dS.swapaxes(-1, -2) @ q / math.sqrt(q.shape[-1])  # 3
     dv[...] = P.swapaxes(-1, -2) @ dy  # 1
     return (dqkv,)

@@ -29,6 +29,8 @@ Saved: nothing.
 Source: Vaswani et al. 2017, "Attention Is All You Need", arXiv 1706.03762, eq. 1.
 """
 
+import math
+
 import numpy as np
 
 from backglass.spec import OpSpec
@@ -48,13 +50,13 @@ def split_heads(qkv):
 
 def scores(qkv):
     q, k, _ = split_heads(qkv)
-    return (q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]),)
+    return (q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]),)
 
 
 def d_scores(dpreatt, qkv):
     q, k, _ = split_heads(qkv)
     dqkv = np.zeros_like(qkv)  # 10
     dq, dk, _ = split_heads(dqkv)
-    dq[...] = dpreatt @ k / np.sqrt(q.shape[-1])  # 5
-    dk[...] = dpreatt.swapaxes(-1, -2) @ q / np.sqrt(q.shape[-1])  # 8
+    dq[...] = dpreatt @ k / math.sqrt(q.shape[-1])  # 5
+    dk[...] = dpreatt.swapaxes(-1, -2) @ q / math.sqrt(q.shape[-1])  # 8
     return (dqkv,)

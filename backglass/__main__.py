@@ -1,0 +1,7 @@
+"""python -m backglass"""
+
+import sys
+
+from backglass.cli import main
+
+sys.exit(main())

@@ -1,0 +1,129 @@
+"""Checkpoints: a Hugging Face folder that transformers loads as it is, plus what a resume needs.
+
+step-00001000/  config.json  generation_config.json  tokenizer.json  model.safetensors
+                state.safetensors (AdamW's m and v)   meta.json (step, data position, settings)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backglass.data.tokenizer import Tokenizer
+from backglass.errors import UserError
+from backglass.formats import hf
+from backglass.layout import Layout
+from backglass.training.files import new_folder, write_json, write_text
+from backglass.training.settings import Settings
+
+
+@dataclass
+class State:
+    """What a run carries from step to step besides its parameters and moments."""
+
+    step: int = 0
+    position: int = 0
+    tokens: int = 0
+    best_val_loss: float | None = None
+    best_step: int = 0
+
+
+def save(
+    folder: Path, c: Any, layout: Layout, flats: dict[str, np.ndarray], tokenizer: Tokenizer,
+    state: State, settings: Settings,
+) -> None:  # fmt: skip
+    """Write folder, atomically.  flats: the buffers p, m and v."""
+    from safetensors.numpy import save_file
+
+    with new_folder(folder) as part:
+        write_json(part / "config.json", hf.gpt2_config_json(c, tokenizer.end_of_text))
+        write_json(part / "generation_config.json", generation_config(tokenizer))
+        write_text(part / "tokenizer.json", tokenizer.to_json())
+        tensors = hf.tensors_out(layout, flats["p"], c.vocab_size)
+        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+        moments = {
+            f"{group}/{s.name}": flats[group][s.offset : s.offset + s.size].reshape(s.shape)
+            for group in ("m", "v")
+            for s in layout.slots
+        }
+        save_file(moments, part / "state.safetensors")
+        write_json(part / "meta.json", {"state": asdict(state), "settings": asdict(settings)})
+
+
+def load(folder: Path, layout: Layout, vocab_size: int) -> tuple[dict[str, np.ndarray], State]:
+    """(p, m, v) buffers and the state.  Raises UserError if anything is missing or does not fit."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    flats = {"p": hf.tensors_in(layout, folder, vocab_size)}
+    try:
+        moments = load_file(folder / "state.safetensors")
+        state = State(**json.loads((folder / "meta.json").read_text())["state"])
+        for group in ("m", "v"):
+            flats[group] = np.zeros_like(flats["p"])
+            for s in layout.slots:
+                target = flats[group][s.offset : s.offset + s.size].reshape(s.shape)
+                target[...] = moments[f"{group}/{s.name}"]
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} cannot be resumed: {error.filename} is missing") from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder} is damaged: {error}") from None
+    return flats, state
+
+
+def settings_of(folder: Path) -> Settings:
+    """The settings a checkpoint was trained with."""
+    try:
+        return Settings(**json.loads((folder / "meta.json").read_text())["settings"])
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no meta.json: not a checkpoint of backglass") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'meta.json'} is damaged: {error}") from None
+
+
+def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "bos_token_id": tokenizer.end_of_text,
+        "eos_token_id": tokenizer.end_of_text,
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_k": 40,
+    }
+
+
+def step_folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def steps_in(run: Path) -> list[int]:
+    """Steps with a checkpoint, ascending."""
+    return sorted(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*"))
+
+
+def best_step(run: Path) -> int | None:
+    path = run / "checkpoints" / "best.json"
+    return json.loads(path.read_text())["step"] if path.exists() else None
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints and the best."""
+    for step in steps_in(run)[:-keep]:
+        if step != best_step(run):
+            shutil.rmtree(step_folder(run, step))
+
+
+def find(path: Path) -> Path:
+    """The model folder meant by a run, a checkpoints folder or a model folder: the newest
+    checkpoint."""
+    if (path / "config.json").exists():
+        return path
+    run = path.parent if path.name == "checkpoints" else path
+    steps = steps_in(run)
+    if not steps:
+        raise UserError(f"{path} holds no model: neither a config.json nor checkpoints/step-…")
+    return step_folder(run, steps[-1])

@@ -1,0 +1,340 @@
+"""The training loop.  `train(settings, out=…)` is what `backglass train` and `bg.train` run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backglass import device
+from backglass.data import loader, sources, tokenizer
+from backglass.errors import UserError, wrong_use
+from backglass.training import checkpoint, report
+from backglass.training.checkpoint import State
+from backglass.training.files import write_json
+from backglass.training.session import Batch, Session, device_options
+from backglass.training.settings import Settings
+
+
+class Stopped(Exception):
+    """The run ended early by a signal; everything is saved."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+def train(
+    s: Settings,
+    out: Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    debug: bool = False,
+) -> Trainer:
+    """Train and return the finished trainer.  out: the run directory, or None to keep nothing.
+
+    Raises UserError for bad input before any training starts, and when the loss stops being finite.
+    """
+    trainer = Trainer(s, out, resume, quiet, debug)
+    trainer.run()
+    return trainer
+
+
+class Trainer:
+    """One run: data, session, state, report."""
+
+    def __init__(self, s: Settings, out: Path | None, resume: bool, quiet: bool, debug: bool):
+        self.s, self.out, self.debug = s, out, debug
+        source = sources.read(s.data, s.format)
+        self.tokenizer = self._tokenizer(source, resume)
+        train_tokens, val_tokens = self._tokens(source)
+        try:
+            self.c = s.model_config(self.tokenizer.vocab_size)
+        except ValueError as error:
+            raise wrong_use(str(error)) from None
+        for part in (train_tokens, val_tokens):
+            loader.check_range(part, self.c.vocab_size, s.data)
+        self.loader = loader.Loader(train_tokens, s.seq_len, s.seed)
+        self.val_windows = loader.Loader(val_tokens, s.seq_len, s.seed).spread(
+            s.val_batches * s.batch_size
+        )
+        self.session = Session(self.c, s, device.get(s.device, **device_options(s)))
+        self.state = State()
+        self._load_parameters(resume)
+        self.signal = 0
+        if out:
+            self._open(out, resume)
+        self.report = report.Report(out, s, quiet)
+        self.report.flops_per_token = 6.0 * self.session.t.layout.count
+
+    # ------------------------------------------------------------------------------ the loop
+    def run(self) -> None:
+        """Steps until s.steps; then the last validation, sample and checkpoint."""
+        s, r = self.s, self.report
+        r.say(self._headline())
+        handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            if self.state.step == 0:
+                self._validate(first=True)
+            r.peak_flops = measured_peak_flops()
+            r.start(self.state.step)
+            while self.state.step < s.steps:
+                self._step()
+                if self.signal:
+                    self._stop()
+                self._now_and_then()
+            self._finish()
+        except OSError as error:
+            raise self._disk_error(error) from None
+        finally:
+            r.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _step(self) -> None:
+        """Gradients of all micro-batches, then the update.  A bad loss or norm ends the run before
+        the update."""
+        s, step = self.s, self.state.step
+        start = time.perf_counter()
+        position = self.loader.position
+        batches = [self.loader.batch(s.batch_size) for _ in range(s.micro_batches)]
+        if self.debug:
+            loss, norm, lr = self.session.eager_step(batches, step)
+        else:
+            loss = self.session.gradients(batches, step)
+            norm, lr = self.session.update(step) if np.isfinite(loss) else (np.nan, 0.0)
+        if not np.isfinite(loss + norm):
+            self._fail(batches, loss, norm, position)
+        self.state.step += 1
+        self.state.position = self.loader.position
+        self.state.tokens += s.tokens_per_step
+        self.report.step(self.state.step, loss, norm, lr, (time.perf_counter() - start) * 1e3)
+
+    def _now_and_then(self) -> None:
+        s, step = self.s, self.state.step
+        last = step == s.steps
+        if s.val_every and step % s.val_every == 0 and not last:
+            self._validate()
+        if s.sample_every and step % s.sample_every == 0 and not last:
+            self._sample(200)
+        if s.save_every and step % s.save_every == 0 and not last:
+            self._save()
+
+    def _finish(self) -> None:
+        self._validate()
+        self._save()
+        self._sample(500)
+        if self.out:
+            best = checkpoint.best_step(self.out)
+            self.report.say(
+                f"\nsaved in {self.out} (best validation loss {self.state.best_val_loss:.4f} at "
+                f"step {best}). "
+                f"What next?\n"
+                f"  backglass train {self.s.preset} --data FILE                your own text\n"
+                f"  backglass check                                  prove every gradient\n"
+                f"  backglass program {self.s.preset}                           the step as a "
+                f"list of op calls\n"
+                f"  backglass train {self.s.preset} --debug --steps 1          stop in its "
+                f"forward and backward"
+            )
+
+    # ------------------------------------------------------------------------------ pieces
+    def _validate(self, first: bool = False) -> None:
+        loss = self.session.validate(self.val_windows)
+        step = self.state.step
+        self.report.event("val", step=step, loss=loss)
+        better = self.state.best_val_loss is None or loss < self.state.best_val_loss
+        note = "   best so far" if better and not first else ""
+        if first:
+            note = (
+                f"   (knowing nothing is ln {self.c.vocab_size} = {np.log(self.c.vocab_size):.4f})"
+            )
+        self.report.say(f"step {step:5d}/{self.s.steps}   val loss {loss:.4f}{note}")
+        if better and not first:
+            self.state.best_val_loss, self.state.best_step = loss, step
+            if self.out and np.isfinite(loss):
+                self._save()
+                write_json(self.out / "checkpoints" / "best.json", {"step": step, "val_loss": loss})
+
+    def _sample(self, count: int) -> None:
+        from backglass.infer.generate import sample_text
+
+        prompt = self.val_windows[0][: min(self.s.seq_len, 20)]
+        text = sample_text(self.c, self.session, self.tokenizer, prompt, count, seed=self.s.seed)
+        title = (
+            f"--- step {self.state.step}: the model continues {self.tokenizer.decode(prompt)!r} ---"
+        )
+        self.report.say(f"{title}\n{text}")
+        if self.out:
+            with (self.out / "samples.txt").open("a", encoding="utf-8") as f:
+                f.write(f"{title}\n{text}\n\n")
+
+    def _save(self) -> None:
+        if not self.out:
+            return
+        folder = checkpoint.step_folder(self.out, self.state.step)
+        if not folder.exists():
+            checkpoint.save(
+                folder,
+                self.c,
+                self.session.t.layout,
+                self.session.flats,
+                self.tokenizer,
+                self.state,
+                self.s,
+            )
+            checkpoint.prune(self.out, self.s.keep)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.signal = number
+        self.report.say("stopping after this step")
+
+    def _stop(self) -> None:
+        self._save()
+        how = (
+            f"Resume with: backglass train {self.s.preset} --out {self.out} --resume"
+            if self.out
+            else ""
+        )
+        self.report.say(f"stopped after step {self.state.step}; everything is saved. {how}")
+        raise Stopped(self.signal)
+
+    def _fail(self, batches: list[Batch], loss: float, norm: float, position: int) -> None:
+        """Name the first bad value, save state and batch, end the run."""
+        from backglass.training.diagnose import find_culprit
+
+        step = self.state.step + 1
+        culprit = find_culprit(self.session, batches, self.state.step)
+        where = ""
+        if self.out:
+            self._save()
+            path = self.out / f"bad-batch-step-{step:08d}.npz"
+            ids, targets = (np.stack(x) for x in zip(*batches, strict=True))
+            np.savez(path, ids=ids, targets=targets, position=position, step=step)
+            where = f" State and batch are saved ({path})."
+        raise UserError(
+            f"step {step}: the loss is {loss} and the gradient norm {norm}. Stopped before the "
+            f"update; the "
+            f"parameters are those of step {step - 1}.{where} A lower --lr or a longer "
+            f"--warmup-steps often "
+            f"helps; {culprit or 'every line is finite on its own, so the sum overflowed'}"
+        )
+
+    def _disk_error(self, error: OSError) -> UserError:
+        steps = checkpoint.steps_in(self.out) if self.out else []
+        last = (
+            f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint exists yet"
+        )
+        return UserError(
+            f"{error.filename or self.out} could not be written: {error.strerror or error}; "
+            f"{last}. Free some "
+            f"space or mend the rights, then add --resume."
+        )
+
+    def _headline(self) -> str:
+        s, count = self.s, self.session.t.layout.count
+        pad = (self.c.padded_vocab_size - self.c.vocab_size) * self.c.channels
+        return (
+            f"GPT-2, {s.layers} layers, {s.channels} channels, {count - pad:,} parameters on "
+            f"{s.device} "
+            f"({s.dtype}); {s.data}, {self.loader.windows * s.seq_len:,} training tokens, "
+            f"vocabulary "
+            f"{self.c.vocab_size:,}; {s.tokens_per_step:,} tokens a step"
+        )
+
+    # ------------------------------------------------------------------------------ start-up
+    def _tokenizer(self, source: sources.Source, resume: bool) -> tokenizer.Tokenizer:
+        if resume and self.out:
+            return tokenizer.load(checkpoint.find(self.out) / "tokenizer.json")
+        if self.s.init and Path(self.s.init).is_dir():
+            return tokenizer.load(checkpoint.find(Path(self.s.init)) / "tokenizer.json")
+        return tokenizer.build(self.s.tokenizer, source.texts)
+
+    def _tokens(self, source: sources.Source) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """(training shards, validation shards)."""
+        if source.is_tokens and source.val:
+            return list(source.train), list(source.val)
+        if source.is_tokens:
+            *rest, last = source.train
+            train_part, val_part = loader.split(last, self.s.seq_len)
+            return [*rest, train_part], [val_part]
+        tokens = np.concatenate([self.tokenizer.encode(t) for t in source.texts])
+        train_part, val_part = loader.split(tokens, self.s.seq_len)
+        return [train_part], [val_part]
+
+    def _load_parameters(self, resume: bool) -> None:
+        from backglass.formats import hf
+
+        layout = self.session.t.layout
+        if resume and self.out:
+            folder = checkpoint.find(self.out)
+            flats, self.state = checkpoint.load(folder, layout, self.c.vocab_size)
+            for name, flat in flats.items():
+                self.session.flats[name][...] = flat
+            self.loader.position = self.state.position
+        elif self.s.init:
+            folder = checkpoint.find(Path(self.s.init))
+            found = hf.read_config(folder)
+            for name in ("layers", "heads", "channels", "vocab_size", "max_seq_len"):
+                if getattr(found, name) != getattr(self.c, name):
+                    flag = {"max_seq_len": "seq_len"}.get(name, name).replace("_", "-")
+                    raise wrong_use(
+                        f"--init {folder} has {name} {getattr(found, name)}, this run has "
+                        f"{getattr(self.c, name)}; give --{flag} {getattr(found, name)}"
+                    )
+            self.session.flats["p"][...] = hf.tensors_in(layout, folder, self.c.vocab_size)
+        else:
+            self.session.init()
+
+    def _open(self, out: Path, resume: bool) -> None:
+        """Make the run directory.  A used one is refused unless resuming."""
+        if not resume and out.exists() and any(out.iterdir()):
+            raise wrong_use(
+                f"--out {out} is not empty. Add --resume to continue that run, or choose another."
+            )
+        try:
+            (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+            write_json(out / "run.json", run_json(self.s))
+        except OSError as error:
+            raise self._disk_error(error) from None
+        if resume:
+            _drop_later_events(out / "log.jsonl", self.state.step)
+
+
+def _drop_later_events(path: Path, step: int) -> None:
+    """Steps after the checkpoint will be done again: forget what they logged."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in lines))
+
+
+def run_json(s: Settings) -> dict[str, Any]:
+    import platform
+
+    import backglass
+
+    return {
+        "settings": asdict(s),
+        "versions": {
+            "backglass": backglass.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+    }
+
+
+def measured_peak_flops() -> float:
+    """FLOP/s of the fastest of a few large BLAS products: what `of peak` refers to."""
+    a = np.ones((768, 768), np.float32)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    return 2 * 768**3 / min(times)

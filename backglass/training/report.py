@@ -1,0 +1,82 @@
+"""What a run says while it trains: a live line in a terminal, plain lines elsewhere; log.jsonl
+always."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from backglass.training.settings import Settings
+
+
+class Report:
+    """Screen and log of one run.  `quiet` keeps the screen empty."""
+
+    def __init__(self, folder: Path | None, s: Settings, quiet: bool = False):
+        self.s, self.quiet = s, quiet
+        self.log: TextIO | None = (folder / "log.jsonl").open("a") if folder else None
+        self.live = None
+        self.flops_per_token = 0.0
+        self.peak_flops = 0.0
+
+    def say(self, text: str) -> None:
+        if self.quiet:
+            return
+        if self.live:
+            self.live.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, flush=True)
+
+    def event(self, event: str, **values: Any) -> None:
+        if self.log:
+            self.log.write(json.dumps({"event": event, **values}) + "\n")
+            self.log.flush()
+
+    def start(self, done: int) -> None:
+        """Begin the live line, if there is a terminal to show it."""
+        if self.quiet or not sys.stdout.isatty():
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.live = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(), transient=True,
+        )  # fmt: skip
+        self.live.start()
+        self.task = self.live.add_task("training", total=self.s.steps, completed=done, figures="")
+
+    def step(self, step: int, loss: float, norm: float, lr: float, ms: float) -> None:
+        rate = self.s.tokens_per_step / ms * 1e3
+        self.event("step", step=step, loss=loss, grad_norm=norm, lr=lr, tokens_per_s=rate, ms=ms)
+        if self.quiet:
+            return
+        share = rate * self.flops_per_token / self.peak_flops if self.peak_flops else 0
+        figures = (
+            f"loss {loss:.4f}  {rate:,.0f} tokens/s  {share:.0%} of peak  {memory_mib():,.0f} MiB"
+        )
+        if self.live:
+            self.live.update(self.task, completed=step, figures=figures)
+        slow = ms > 2000
+        if step <= 5 or step % 25 == 0 or step == self.s.steps or slow:
+            self.say(
+                f"step {step:5d}/{self.s.steps}   loss {loss:.4f}   norm {norm:7.3f}   lr "
+                f"{lr:.2e}   "
+                f"{ms:6.0f} ms   {rate:,.0f} tokens/s   {share:.0%} of peak"
+            )
+
+    def close(self) -> None:
+        if self.live:
+            self.live.stop()
+            self.live = None
+        if self.log:
+            self.log.close()
+            self.log = None
+
+
+def memory_mib() -> float:
+    """Peak resident memory of this process."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -1,0 +1,154 @@
+"""Settings: everything that decides a run.  Saved in run.json and in every checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from backglass.errors import wrong_use
+from backglass.models import gpt2
+
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run.  Raises UserError (wrong use) for numbers that make no sense."""
+
+    preset: str = "tiny"
+    layers: int = 4
+    heads: int = 4
+    channels: int = 128
+    vocab_size: int = 0  # 0: the tokenizer's
+    seq_len: int = 128
+    dropout: float = 0.0
+    attention: str = "flash"
+
+    data: str = "python-docs"
+    format: str = "auto"
+    tokenizer: str = "bytes"
+
+    steps: int = 1000
+    schedule_steps: int = 1000
+    batch_size: int = 8
+    total_batch_tokens: int = 0  # 0: batch_size · seq_len
+    lr: float = 2e-3
+    warmup_steps: int = 10
+    schedule: str = "cosine"
+    final_lr: float = 0.1  # as a fraction of lr
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip: float = 1.0
+
+    device: str = "cpu"
+    dtype: str = "fp32"
+    threads: int = 0  # 0: all cores
+    matmul: str = "own"
+    rung: str = ""
+    seed: int = 1337
+    init: str = ""
+
+    val_every: int = 100
+    val_batches: int = 8
+    sample_every: int = 0
+    save_every: int = 0
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        for name in (
+            "layers",
+            "heads",
+            "channels",
+            "seq_len",
+            "batch_size",
+            "schedule_steps",
+            "keep",
+            "val_batches",
+        ):
+            self._at_least(name, 1)
+        for name in (
+            "vocab_size", "steps", "total_batch_tokens", "warmup_steps", "threads", "val_every",
+            "sample_every", "save_every", "lr", "final_lr", "weight_decay", "eps", "clip",
+            "dropout", "seed",
+        ):  # fmt: skip
+            self._at_least(name, 0)
+        for name in ("dropout", "beta1", "beta2", "weight_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise wrong_use(f"{_flag(name)} must be in [0, 1), got {getattr(self, name)}")
+        for name, allowed in (
+            ("schedule", SCHEDULES), ("attention", ("flash", "explicit")),
+            ("matmul", ("own", "blas")), ("format", ("auto", "nanogpt")),
+            ("device", ("cpu", "numpy")), ("dtype", ("fp32", "fp64")),
+        ):  # fmt: skip
+            if getattr(self, name) not in allowed:
+                raise wrong_use(
+                    f"{_flag(name)} is one of {', '.join(allowed)}; got {getattr(self, name)!r}"
+                )
+        if self.channels % self.heads:
+            raise wrong_use(
+                f"--channels {self.channels} cannot be divided among --heads {self.heads}"
+            )
+        if self.total_batch_tokens % (self.batch_size * self.seq_len):
+            raise wrong_use(
+                f"--total-batch-tokens {self.total_batch_tokens} must be a multiple of "
+                f"--batch-size "
+                f"{self.batch_size} x --seq-len {self.seq_len} = {self.batch_size * self.seq_len}"
+            )
+        if self.dtype == "fp64" and self.device == "cpu":
+            raise wrong_use("--dtype fp64 needs --device numpy; the CPU kernels are fp32")
+
+    def _at_least(self, name: str, low: int) -> None:
+        value = getattr(self, name)
+        if not math.isfinite(value) or value < low:
+            raise wrong_use(f"{_flag(name)} must be at least {low}, got {value}")
+
+    @property
+    def micro_batches(self) -> int:
+        return max(1, self.total_batch_tokens // (self.batch_size * self.seq_len))
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.micro_batches * self.batch_size * self.seq_len
+
+    def model_config(self, vocab_size: int) -> gpt2.Config:
+        return gpt2.Config(
+            layers=self.layers,
+            heads=self.heads,
+            channels=self.channels,
+            vocab_size=max(self.vocab_size, vocab_size),
+            max_seq_len=self.seq_len,
+            dropout=self.dropout,
+            attention=self.attention,
+        )
+
+    def replace(self, **changes: Any) -> Settings:
+        return dataclasses.replace(self, **changes)
+
+
+def learning_rate(s: Settings, step: int) -> float:
+    """The rate of update `step` (0-based): linear warm-up, then the schedule over schedule_steps.
+
+    wsd: constant, then 1 − √ to the final rate over the last fifth (arXiv 2405.18392).
+    """
+    if step < s.warmup_steps:
+        return s.lr * (step + 1) / s.warmup_steps
+    span = max(1, s.schedule_steps - s.warmup_steps)
+    progress = min(1.0, (step - s.warmup_steps) / span)
+    if s.schedule == "constant":
+        fraction = 1.0
+    elif s.schedule == "linear":
+        fraction = 1 - (1 - s.final_lr) * progress
+    elif s.schedule == "cosine":
+        fraction = s.final_lr + (1 - s.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        tail = max(0.0, (progress - 0.8) / 0.2)
+        fraction = 1 - (1 - s.final_lr) * math.sqrt(tail)
+    return s.lr * fraction
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

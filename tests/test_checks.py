@@ -1,0 +1,49 @@
+"""The checks pass on what is right and fail on what is wrong, for every op, model and kind of
+planted bug."""
+
+from collections import Counter
+
+import pytest
+
+from backglass import checks
+from backglass.checks.kernel import check_kernel
+from backglass.checks.model import check_model
+from backglass.checks.op import check_op
+from backglass.checks.update import check_update
+from backglass.device import get
+from backglass.models import gpt2
+from backglass.ops import table
+
+
+@pytest.mark.parametrize("name", table())
+def test_backward_is_the_derivative_of_the_forward(name):
+    op = table()[name]
+    results = check_op(op) + check_update(op)
+    assert results and all(r.ok for r in results), [r for r in results if not r.ok]
+
+
+@pytest.mark.parametrize("device", ["numpy", "cpu"])
+@pytest.mark.parametrize("name", table())
+def test_kernel_computes_what_the_maths_says(name, device):
+    results = check_kernel(table()[name], get(device))
+    assert results and all(r.ok for r in results), [r for r in results if not r.ok]
+
+
+def test_whole_model_is_right():
+    results = check_model(gpt2, "gpt2")
+    assert len(results) > 50 and all(r.ok for r in results), [r for r in results if not r.ok]
+
+
+@pytest.mark.parametrize("name", [*table(), "gpt2"])
+def test_every_planted_bug_is_caught_or_listed_as_no_bug(name):
+    bugs = checks.planted([name])
+    outcomes = Counter(b.outcome for b in bugs)
+    assert outcomes["caught"] >= 5
+    unexplained = [b for b in bugs if b.outcome == "missed"]
+    unexplained += [b for b in bugs if b.outcome == "equivalent" and not b.reason]
+    assert not unexplained
+
+
+def test_check_of_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="layernorm"):
+        list(checks.check(["layernrom"], "numpy"))
