@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import pkgutil
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from backglass.device.reference import operands
+from backglass.errors import wrong_use
 from backglass.execute.memory import Memory, aligned_zeros
-from backglass.ops import table
+from backglass.ops import signature, table
 from backglass.program.record import Call
 
 
@@ -26,6 +28,9 @@ class Cpu:
         self.threads = threads or numba.config.NUMBA_NUM_THREADS
         numba.set_num_threads(self.threads)
         self.rungs = rungs or {}
+        for name, rung in self.rungs.items():
+            if name not in table() or table()[name].tier(f"ladder.{rung}") is None:
+                raise wrong_use(f"--rung {name}={rung}: {known_rungs(name)}")
         self.work = aligned_zeros(0, np.dtype(np.float32))
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]:
@@ -64,8 +69,17 @@ class Cpu:
         return module
 
 
+def known_rungs(op: str) -> str:
+    """A sentence about the rungs there are."""
+    if op not in table():
+        return f"there is no op {op!r}"
+    ladder = table()[op].tier("ladder")
+    if ladder is None:
+        return f"{op} has no ladder"
+    names = sorted(m.name for m in pkgutil.iter_modules(ladder.__path__))
+    return f"{op} has the rungs {', '.join(names)}"
+
+
 @functools.cache
 def _op_of(call: str) -> str:
-    from backglass.ops import signature
-
     return signature(call).op

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def sample_text(
     T = c.max_seq_len
     memory = session.memory.sharing("p")
     t = declare(gpt2, c, 1, T, session.s.dtype)
+    c = dataclasses.replace(c, dropout=0.0)
     run = Run(record_logits(gpt2, c, 1, T, session.s.dtype), session.device, memory)
     rng, tokens = np.random.default_rng(seed), [int(i) for i in prompt]
     for _ in range(count):

@@ -15,6 +15,7 @@ import numpy as np
 from backglass import device
 from backglass.data import loader, sources, tokenizer
 from backglass.errors import UserError, wrong_use
+from backglass.formats import hf
 from backglass.training import checkpoint, report
 from backglass.training.checkpoint import State
 from backglass.training.files import write_json
@@ -268,28 +269,32 @@ class Trainer:
         return [train_part], [val_part]
 
     def _load_parameters(self, resume: bool) -> None:
-        from backglass.formats import hf
-
         layout = self.session.t.layout
         if resume and self.out:
             folder = checkpoint.find(self.out)
+            self._must_match(folder, "--resume")
             flats, self.state = checkpoint.load(folder, layout, self.c.vocab_size)
             for name, flat in flats.items():
                 self.session.flats[name][...] = flat
             self.loader.position = self.state.position
         elif self.s.init:
             folder = checkpoint.find(Path(self.s.init))
-            found = hf.read_config(folder)
-            for name in ("layers", "heads", "channels", "vocab_size", "max_seq_len"):
-                if getattr(found, name) != getattr(self.c, name):
-                    flag = {"max_seq_len": "seq_len"}.get(name, name).replace("_", "-")
-                    raise wrong_use(
-                        f"--init {folder} has {name} {getattr(found, name)}, this run has "
-                        f"{getattr(self.c, name)}; give --{flag} {getattr(found, name)}"
-                    )
+            self._must_match(folder, "--init")
             self.session.flats["p"][...] = hf.tensors_in(layout, folder, self.c.vocab_size)
         else:
             self.session.init()
+
+    def _must_match(self, folder: Path, flag: str) -> None:
+        """The folder's config.json must describe this run's model."""
+        found = hf.read_config(folder)
+        for name in ("layers", "heads", "channels", "vocab_size", "max_seq_len"):
+            theirs, ours = getattr(found, name), getattr(self.c, name)
+            if theirs != ours:
+                option = {"max_seq_len": "seq_len"}.get(name, name).replace("_", "-")
+                raise wrong_use(
+                    f"{flag}: {folder} has {name} {theirs}, this run has {ours}; give --{option} "
+                    f"{theirs}"
+                )
 
     def _open(self, out: Path, resume: bool) -> None:
         """Make the run directory.  A used one is refused unless resuming."""

@@ -16,8 +16,8 @@ class Report:
     """Screen and log of one run.  `quiet` keeps the screen empty."""
 
     def __init__(self, folder: Path | None, s: Settings, quiet: bool = False):
-        self.s, self.quiet = s, quiet
-        self.log: TextIO | None = (folder / "log.jsonl").open("a") if folder else None
+        self.folder, self.s, self.quiet = folder, s, quiet
+        self.log: TextIO | None = None
         self.live = None
         self.flops_per_token = 0.0
         self.peak_flops = 0.0
@@ -31,9 +31,12 @@ class Report:
             print(text, flush=True)
 
     def event(self, event: str, **values: Any) -> None:
-        if self.log:
-            self.log.write(json.dumps({"event": event, **values}) + "\n")
-            self.log.flush()
+        if not self.folder:
+            return
+        if self.log is None:
+            self.log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
+        self.log.write(json.dumps({"event": event, **values}) + "\n")
+        self.log.flush()
 
     def start(self, done: int) -> None:
         """Begin the live line, if there is a terminal to show it."""

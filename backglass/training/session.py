@@ -5,6 +5,7 @@ This is the machinery under the loop, and what tests and `bg.load(...).grads` us
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,8 @@ class Session:
         }
         self.micro_program = record_micro(gpt2, c, B, T, s.dtype).validate()
         self.update_program = record_update(gpt2, c, s.dtype).validate()
-        self.loss_program = record_loss(gpt2, c, B, T, s.dtype).validate()
+        evaluated = dataclasses.replace(c, dropout=0.0)
+        self.loss_program = record_loss(gpt2, evaluated, B, T, s.dtype).validate()
         self._runs: dict[str, Run] = {}
 
     def init(self) -> None:
