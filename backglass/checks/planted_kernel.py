@@ -23,6 +23,7 @@ class Misbehaving:
 
     defect: str
     name: str = "planted"
+    progress: Callable[[int, int], None] = lambda done, total: None
     turn: int = 0
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]:

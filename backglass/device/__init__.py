@@ -19,6 +19,7 @@ class Device(Protocol):
     """Turns calls into functions without arguments, all operands bound."""
 
     name: str
+    progress: Callable[[int, int], None]  # told (done, total) while kernels are compiled
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]: ...
 

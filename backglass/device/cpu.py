@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
-import pkgutil
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
+from backglass.device import compile, host
 from backglass.device.reference import operands
 from backglass.errors import wrong_use
 from backglass.execute.memory import Memory, aligned_zeros
 from backglass.ops import signature, table
 from backglass.program.record import Call
+
+numba = host.numba  # imported there, after its environment was set
 
 
 class Cpu:
@@ -23,14 +26,13 @@ class Cpu:
     name = "cpu"
 
     def __init__(self, threads: int | None = None, rungs: dict[str, str] | None = None):
-        import numba
-
         self.threads = threads or numba.config.NUMBA_NUM_THREADS
         numba.set_num_threads(self.threads)
         self.rungs = rungs or {}
         for name, rung in self.rungs.items():
-            if name not in table() or table()[name].tier(f"ladder.{rung}") is None:
+            if rung not in versions(name):
                 raise wrong_use(f"--rung {name}={rung}: {known_rungs(name)}")
+        self.progress: Callable[[int, int], None] = lambda done, total: None
         self.work = aligned_zeros(0, np.dtype(np.float32))
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]:
@@ -38,7 +40,19 @@ class Cpu:
         need = max((self.workspace(c) for c in calls), default=0)
         if need > self.work.size:
             self.work = aligned_zeros(need, np.dtype(np.float32))
+        self.precompile(calls, memory)
         return [self._line(c, memory) for c in calls]
+
+    def precompile(self, calls: list[Call], memory: Memory) -> None:
+        """Compile what is not in the kernel cache yet, in parallel processes."""
+        if len(calls) == 1 or numba.config.DISABLE_JIT:
+            return
+        tasks = []
+        for c in calls:
+            types = tuple(numba.typeof(a) for a in self.arguments(c, memory))
+            tasks.append((self.module(c.op).__name__, c.op, types))
+        if todo := compile.missing(tasks):
+            compile.compile_all(todo, self.progress)
 
     def _line(self, c: Call, memory: Memory) -> Callable[[], None]:
         return functools.partial(self.kernel(c.op), *self.arguments(c, memory))
@@ -62,22 +76,26 @@ class Cpu:
 
     def module(self, call: str) -> Any:
         op = table()[_op_of(call)]
-        name = f"ladder.{self.rungs[op.name]}" if op.name in self.rungs else "cpu"
-        module = op.tier(name)
+        if op.name in self.rungs:
+            return importlib.import_module(versions(op.name)[self.rungs[op.name]])
+        module = op.tier("cpu")
         if module is None or not hasattr(module, call):
-            raise ValueError(f"{call} has no CPU kernel {name!r}; --device numpy runs every op")
+            raise ValueError(f"{call} has no CPU kernel; --device numpy runs every op")
         return module
+
+
+def versions(op: str) -> dict[str, str]:
+    """The rungs of an op's ladder: version -> module.  Empty if it has none."""
+    ladder = table()[op].tier("ladder") if op in table() else None
+    return ladder.VERSIONS if ladder else {}
 
 
 def known_rungs(op: str) -> str:
     """A sentence about the rungs there are."""
     if op not in table():
         return f"there is no op {op!r}"
-    ladder = table()[op].tier("ladder")
-    if ladder is None:
-        return f"{op} has no ladder"
-    names = sorted(m.name for m in pkgutil.iter_modules(ladder.__path__))
-    return f"{op} has the rungs {', '.join(names)}"
+    names = ", ".join(versions(op))
+    return f"{op} has the rungs {names}" if names else f"{op} has no ladder"
 
 
 @functools.cache

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
-from functools import cache
 
 import numpy as np
 
@@ -16,6 +14,9 @@ from backglass.spec import Signature
 
 class Reference:
     name = "numpy"
+
+    def __init__(self) -> None:
+        self.progress: Callable[[int, int], None] = lambda done, total: None
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]:
         return [self._line(c, memory) for c in calls]
@@ -40,16 +41,9 @@ def operands(c: Call, memory: Memory) -> tuple[list, list, dict[str, int]]:
 
 def evaluate(sig: Signature, inputs: list, attrs: dict, sizes: dict[str, int]) -> tuple:
     """Call the maths: inputs in the spec's order, attrs and the sizes it names as keywords."""
-    function = getattr(table()[sig.op].maths, sig.call)
-    wanted = keywords(function)
-    given = {k: v for k, v in (sizes | attrs).items() if k in wanted}
-    return function(*inputs, **given)
-
-
-@cache
-def keywords(function: Callable) -> frozenset[str]:
-    found = inspect.signature(function).parameters.values()
-    return frozenset(p.name for p in found if p.kind is p.KEYWORD_ONLY)
+    op = table()[sig.op]
+    given = {k: v for k, v in (sizes | attrs).items() if k in op.keywords(sig.call)}
+    return getattr(op.maths, sig.call)(*inputs, **given)
 
 
 def store(outs: list, add: tuple[bool, ...], values: tuple) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +32,17 @@ class Op:
 
     @cached_property
     def signatures(self) -> dict[str, Signature]:
-        return self.spec.signatures(self.name)
+        """Every call of the op.  A call has those of the spec's attrs that its maths function
+        takes."""
+        return {
+            call: replace(s, attrs={k: v for k, v in s.attrs.items() if k in self.keywords(call)})
+            for call, s in self.spec.signatures(self.name).items()
+        }
+
+    def keywords(self, call: str) -> frozenset[str]:
+        """Keyword-only parameters of a maths function: its attrs and the sizes it asks for."""
+        found = inspect.signature(getattr(self.maths, call)).parameters.values()
+        return frozenset(p.name for p in found if p.kind is p.KEYWORD_ONLY)
 
     def tier(self, name: str) -> ModuleType | None:
         """The module `cpu`, `gpu` or `ladder.v2_blocked`, or None if this op has no such file."""

@@ -87,7 +87,7 @@ def mirror(program: Program) -> None:
 def _mirror_line(f: Call, b: Call, started: set[str]) -> None:
     sig = f.signature
     env = dict(zip((o.name for o in sig.passed), (*f.outs, *f.ins), strict=True))
-    if b.attrs != f.attrs:
+    if any(b.attrs[k] != v for k, v in f.attrs.items() if k in b.attrs):
         raise ValueError(f"{b.where}: {b}\n    has attrs {b.attrs}, its forward has {f.attrs}")
     for operand, view in zip(b.signature.passed, (*b.outs, *b.ins), strict=True):
         twin = env[operand.name] if operand.name in env else env[operand.name.removeprefix("d")]

@@ -71,6 +71,7 @@ class Trainer:
         if out:
             self._open(out, resume)
         self.report = report.Report(out, s, quiet)
+        self.session.device.progress = self.report.compiling
         self.report.flops_per_token = 6.0 * self.session.t.layout.count
 
     # ------------------------------------------------------------------------------ the loop
@@ -90,6 +91,8 @@ class Trainer:
                     self._stop()
                 self._now_and_then()
             self._finish()
+        except BrokenPipeError:  # standard output, not the disk
+            raise
         except OSError as error:
             raise self._disk_error(error) from None
         finally:

@@ -38,6 +38,17 @@ class Report:
         self.log.write(json.dumps({"event": event, **values}) + "\n")
         self.log.flush()
 
+    def compiling(self, done: int, total: int) -> None:
+        """A live line while kernels are compiled; a plain one at the start and the end
+        elsewhere."""
+        if self.quiet:
+            return
+        text = f"compiling {total} kernels for this CPU, once: {done} done"
+        if sys.stdout.isatty():
+            print(f"\r{text}", end="\n" if done == total else "", flush=True)
+        elif done in (0, total):
+            print(text, flush=True)
+
     def start(self, done: int) -> None:
         """Begin the live line, if there is a terminal to show it."""
         if self.quiet or not sys.stdout.isatty():

@@ -40,7 +40,8 @@ SPEC = OpSpec(
     backward={"d_gelu": "dy[N] x -> dx[N]"},
     inplace="y:x dx:dy",
     flops={"gelu": "10*N", "d_gelu": "16*N"},
-    cases=(dict(N=1), dict(N=781), dict(N=5003)),
+    # not N=1: a single x may lie where dy/dx crosses 0 and no error is small relative to it
+    cases=(dict(N=3), dict(N=781), dict(N=5003)),
 )
 
 A = 0.044715

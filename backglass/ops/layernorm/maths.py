@@ -58,7 +58,7 @@ def layernorm(x, w, b, *, eps):
     return xmean * rstd[:, None] * w + b, mean, rstd
 
 
-def d_layernorm(dy, x, w, mean, rstd, *, eps):
+def d_layernorm(dy, x, w, mean, rstd):
     n = (x - mean[:, None]) * rstd[:, None]  # (N, C)
     db = dy.sum(0)  # 1
     dw = (dy * n).sum(0)  # 2

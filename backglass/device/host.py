@@ -1,0 +1,44 @@
+"""The host as a device: how CPU kernels are compiled and cached.
+
+`@kernel` marks what a program calls (parallel, outputs first); `@inline` marks serial helpers that
+kernels call.  With NUMBA_DISABLE_JIT=1 both are plain Python functions and a breakpoint stops in
+them.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def _sources_hash() -> str:
+    """Numba's cache does not see changes in the helpers a kernel imports; a folder per state of the
+    sources does."""
+    package = Path(__file__).parent.parent
+    files = sorted([*package.glob("device/*.py"), *package.glob("ops/**/*.py")])
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("BACKGLASS_CACHE", Path.home() / ".cache" / "backglass")
+    return Path(os.environ.get("NUMBA_CACHE_DIR", Path(base) / "numba")) / _sources_hash()
+
+
+# Before Numba is imported.  A spinning OpenMP thread that has lost its core to another process
+# costs up to 16 ms at the next parallel loop; a sleeping one wakes in microseconds
+# (2 cores of an Intel Sapphire Rapids, 2026-11-22).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numba  # noqa: E402
+from numba import njit, prange  # noqa: E402
+
+numba.config.CACHE_DIR = str(_cache_folder())
+
+__all__ = ["FASTMATH", "inline", "kernel", "numba", "prange"]
+
+# Sums may be reordered by the vectoriser (always the same way for the same shape and machine) and
+# products contracted to FMA.  Not nnan or ninf: a NaN must stay a NaN, it is what the trainer
+# stops on.
+FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+
+kernel = njit(parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FASTMATH)
+inline = njit(nogil=True, cache=True, error_model="numpy", fastmath=FASTMATH)
