@@ -53,6 +53,7 @@ class Signature:
     phase: str
     flops: str
     bytes: str
+    equals: str = ""
 
     @cached_property
     def updated(self) -> tuple[str, ...]:
@@ -181,6 +182,7 @@ class OpSpec:
             phase=phase,
             flops=self.flops.get(call, "0"),
             bytes=self.bytes.get(call, ""),
+            equals=self.equals,
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from backglass.checks.op import Result
-from backglass.checks.samples import Sample, call_maths, forward_inputs, with_backward
+from backglass.checks.samples import Sample, call_maths, forward_inputs, inputs, with_backward
 from backglass.device import Device
 from backglass.execute.memory import Memory
 from backglass.ops import Op
@@ -52,17 +52,30 @@ class CanaryMemory(Memory):
         return found
 
 
-def check_kernel(op: Op, device: Device, dtype: str = "fp32") -> list[Result]:
+def check_kernel(
+    op: Op, device: Device, dtype: str = "fp32", cases: tuple | None = None
+) -> list[Result]:
     """Results for every call of the op, every case, overwriting and accumulating, plain and in
     place."""
     results = []
-    for i, case in enumerate(op.spec.cases):
+    for i, case in enumerate(op.spec.cases if cases is None else cases):
         rng = np.random.default_rng([zlib.crc32(op.name.encode()), i, 1])
         sample = rounded(with_backward(forward_inputs(op, case, rng), rng), dtype)
         for sig in op.signatures.values():
-            for absent, adds, alias in variants(sig):
-                results += _check(sig, sample, device, dtype, absent, adds, alias)
+            if not sig.equals:
+                results += _variants(sig, sample, device, dtype)
+    for call, spec in getattr(op.maths, "FUSED", {}).items():
+        if call not in device.fusable():
+            continue
+        for i, case in enumerate(spec.cases):
+            rng = np.random.default_rng([zlib.crc32(call.encode()), i])
+            sample = rounded(inputs(op, op.signatures[call], spec, case, rng), dtype)
+            results += _variants(op.signatures[call], sample, device, dtype)
     return results
+
+
+def _variants(sig: Signature, sample: Sample, device: Device, dtype: str) -> list[Result]:
+    return [r for v in variants(sig) for r in _check(sig, sample, device, dtype, *v)]
 
 
 Variant = tuple[bool, tuple[bool, ...], tuple[str, str] | None]

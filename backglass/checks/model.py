@@ -110,6 +110,25 @@ def directional(
     return results
 
 
+def directional_whole(model: ModuleType, c: Any, program: Program, name: str) -> Result:
+    """All parameters moved at once along one random direction."""
+    memory, t = prepare(model, c)
+    Run(program, get("numpy"), memory)()
+    loss_of = Run(record_loss(model, c, B, T, "fp64"), get("numpy"), memory)
+    loss, dloss = memory.array(t.io.loss), memory.array(t.io.dloss)
+    p, g = memory.array(t.p.flat), memory.array(t.dp.flat)
+    start, u = p.copy(), np.random.default_rng(8).standard_normal(p.shape)
+
+    def moved(eps: float) -> float:
+        p[...] = start + eps * u
+        loss_of()
+        return float(np.sum(loss * dloss))
+
+    numeric = central_difference(moved, eps=2e-5)
+    error = abs(numeric - float(g @ u)) / max(float(np.linalg.norm(g)), 1e-12)
+    return Result("directional", name, "all parameters", "", error, 10 * LIMIT)
+
+
 def _eager(model: ModuleType, c: Any, program: Program, name: str, case: str) -> Result:
     grads = []
     for eager in (False, True):

@@ -84,6 +84,15 @@ def maths_bugs(op: Op) -> list[Planted]:
     return found
 
 
+def small_cases(op: Op) -> tuple[dict, ...]:
+    """The op's three smallest cases: a planted bug that hides there would hide anywhere."""
+    return tuple(
+        sorted(op.spec.cases, key=lambda c: np.prod([v for k, v in c.items() if k[0].isupper()]))[
+            :3
+        ]
+    )
+
+
 def changed(before: ast.Module, after: ast.Module) -> str:
     """The line that differs, as it reads now; a line that is gone reads `pass`."""
     lines = zip(ast.unparse(before).splitlines(), ast.unparse(after).splitlines(), strict=True)
@@ -95,7 +104,7 @@ def _try_maths(op: Op, call: str, wrong: Callable) -> str:
     setattr(op.maths, call, wrong)
     try:
         with np.errstate(all="ignore"):
-            results = check_op(op) + check_update(op)
+            results = check_op(op, small_cases(op)) + check_update(op)
         if not all(r.ok for r in results):
             return "caught"
         return "equivalent" if _same_results(op, call, right, wrong) else "missed"
@@ -107,7 +116,7 @@ def _try_maths(op: Op, call: str, wrong: Callable) -> str:
 
 def _same_results(op: Op, call: str, right: Callable, wrong: Callable) -> bool:
     sig = op.signatures[call]
-    for i, case in enumerate(op.spec.cases):
+    for i, case in enumerate(small_cases(op)):
         rng = np.random.default_rng([9, i])
         sample = with_backward(forward_inputs(op, case, rng), rng)
         results = []

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from backglass.checks.model import B, T, directional, prepare, small_config
+from backglass.checks.model import B, T, directional_whole, prepare, small_config
 from backglass.checks.planted import Planted
 from backglass.device import get
 from backglass.execute.run import Run
@@ -57,7 +57,7 @@ def _static(program: Program) -> bool:
 
 def _numbers(model: ModuleType, c, program: Program, name: str) -> bool:
     with np.errstate(all="ignore"):
-        return not all(r.ok for r in directional(model, c, program, name, ""))
+        return not directional_whole(model, c, program, name).ok
 
 
 def planted(program: Program) -> Iterator[tuple[str, str, Program]]:

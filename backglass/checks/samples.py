@@ -9,7 +9,7 @@ import numpy as np
 
 from backglass.device.reference import evaluate
 from backglass.ops import Op
-from backglass.spec import Operand, Signature
+from backglass.spec import Operand, OpSpec, Signature
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Sample:
         return " ".join(f"{k}={v}" for k, v in (self.sizes | self.attrs).items())
 
 
-def integer_range(op: Op, name: str, scope: dict[str, Any]) -> tuple[int, int] | None:
+def integer_range(spec: OpSpec, name: str, scope: dict[str, Any]) -> tuple[int, int] | None:
     """(low, high) if the operand holds integers, else None."""
-    for text in op.spec.integers.split():
+    for text in spec.integers.split():
         operand, low, high = text.split(":")
         if operand == name:
             return tuple(int(scope.get(t, t)) for t in (low, high))  # type: ignore[return-value]
@@ -37,10 +37,14 @@ def integer_range(op: Op, name: str, scope: dict[str, Any]) -> tuple[int, int] |
 
 def forward_inputs(op: Op, case: dict[str, Any], rng: np.random.Generator) -> Sample:
     """float64 inputs of op's forward; integers in the spec's range."""
-    sig = op.signatures[op.name]
+    return inputs(op, op.signatures[op.name], op.spec, case, rng)
+
+
+def inputs(op: Op, sig: Signature, spec: OpSpec, case: dict, rng: np.random.Generator) -> Sample:
+    """float64 inputs of any call whose operands need no forward before them."""
     sizes = {k: v for k, v in case.items() if k[0].isupper()}
     attrs = sig.attrs | {k: v for k, v in case.items() if not k[0].isupper()}
-    values = {o.name: _draw(op, o, sizes, attrs, rng) for o in sig.ins}
+    values = {o.name: _draw(spec, o, sizes, attrs, rng) for o in sig.ins}
     return Sample(op, sizes, attrs, values)
 
 
@@ -62,11 +66,13 @@ def call_maths(sig: Signature, sample: Sample, values: dict[str, np.ndarray]) ->
     return evaluate(sig, inputs, sample.attrs, sample.sizes)
 
 
-def _draw(op: Op, o: Operand, sizes: dict, attrs: dict, rng: np.random.Generator) -> np.ndarray:
+def _draw(
+    spec: OpSpec, o: Operand, sizes: dict, attrs: dict, rng: np.random.Generator
+) -> np.ndarray:
     shape = o.shape(sizes)
-    bounds = integer_range(op, o.name, sizes | attrs)
+    bounds = integer_range(spec, o.name, sizes | attrs)
     if bounds:
         return rng.integers(*bounds, shape)
-    if o.name in op.spec.positive.split():
+    if o.name in spec.positive.split():
         return rng.uniform(0.05, 0.95, shape)
     return rng.standard_normal(shape)

@@ -21,6 +21,14 @@ class Device(Protocol):
     name: str
     progress: Callable[[int, int], None]  # told (done, total) while kernels are compiled
 
+    def prepare(self, calls: Iterable[Call], memory: Memory) -> None:
+        """Compile what these calls need, before they are bound."""
+        ...
+
+    def fusable(self) -> list[str]:
+        """Fused ops it has kernels for."""
+        ...
+
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]: ...
 
 

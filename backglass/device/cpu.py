@@ -14,6 +14,7 @@ from backglass.device.reference import operands
 from backglass.errors import wrong_use
 from backglass.execute.memory import Memory, aligned_zeros
 from backglass.ops import signature, table
+from backglass.program.fuse import fused_ops, parse
 from backglass.program.record import Call
 
 numba = host.numba  # imported there, after its environment was set
@@ -37,15 +38,19 @@ class Cpu:
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]:
         calls = list(calls)
+        self._grow(calls)
+        return [self._line(c, memory) for c in calls]
+
+    def _grow(self, calls: list[Call]) -> None:
         need = max((self.workspace(c) for c in calls), default=0)
         if need > self.work.size:
             self.work = aligned_zeros(need, np.dtype(np.float32))
-        self.precompile(calls, memory)
-        return [self._line(c, memory) for c in calls]
 
-    def precompile(self, calls: list[Call], memory: Memory) -> None:
+    def prepare(self, calls: Iterable[Call], memory: Memory) -> None:
         """Compile what is not in the kernel cache yet, in parallel processes."""
-        if len(calls) == 1 or numba.config.DISABLE_JIT:
+        calls = list(calls)
+        self._grow(calls)
+        if numba.config.DISABLE_JIT:
             return
         tasks = []
         for c in calls:
@@ -66,6 +71,16 @@ class Cpu:
             args.append(self.work[:n])
         return args
 
+    def fusable(self) -> list[str]:
+        """Fused ops this device has a kernel for, where no slower rung was asked for."""
+        found = []
+        for call in fused_ops():
+            module = table()[_op_of(call)].tier("fused")
+            ops = {_op_of(line.op) for line in parse(signature(call).equals)}
+            if module is not None and hasattr(module, call) and not ops & set(self.rungs):
+                found.append(call)
+        return found
+
     def workspace(self, c: Call) -> int:
         """Floats of scratch memory the kernel of this call declares."""
         size = getattr(self.module(c.op), f"{c.op}_workspace", None)
@@ -78,7 +93,7 @@ class Cpu:
         op = table()[_op_of(call)]
         if op.name in self.rungs:
             return importlib.import_module(versions(op.name)[self.rungs[op.name]])
-        module = op.tier("cpu")
+        module = op.tier("fused" if signature(call).equals else "cpu")
         if module is None or not hasattr(module, call):
             raise ValueError(f"{call} has no CPU kernel; --device numpy runs every op")
         return module

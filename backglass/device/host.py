@@ -15,7 +15,8 @@ def _sources_hash() -> str:
     sources does."""
     package = Path(__file__).parent.parent
     files = sorted([*package.glob("device/*.py"), *package.glob("ops/**/*.py")])
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+    text = b"".join(f.read_bytes() for f in files) + os.environ.get("BACKGLASS_LANES", "").encode()
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _cache_folder() -> Path:
@@ -33,7 +34,7 @@ from numba import njit, prange  # noqa: E402
 
 numba.config.CACHE_DIR = str(_cache_folder())
 
-__all__ = ["FASTMATH", "inline", "kernel", "numba", "prange"]
+__all__ = ["FASTMATH", "inline", "kernel", "numba", "part", "prange"]
 
 # Sums may be reordered by the vectoriser (always the same way for the same shape and machine) and
 # products contracted to FMA.  Not nnan or ninf: a NaN must stay a NaN, it is what the trainer
@@ -42,3 +43,6 @@ FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 kernel = njit(parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=FASTMATH)
 inline = njit(nogil=True, cache=True, error_model="numpy", fastmath=FASTMATH)
+# A helper with one caller becomes part of it: LLVM would otherwise optimise it once more with each
+# kernel that calls its caller.
+part = njit(inline="always", error_model="numpy", fastmath=FASTMATH)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
 from backglass.execute.memory import Memory
-from backglass.ops import table
+from backglass.ops import signature, table
+from backglass.program.fuse import parse
 from backglass.program.record import Call
 from backglass.spec import Signature
 
@@ -17,6 +19,12 @@ class Reference:
 
     def __init__(self) -> None:
         self.progress: Callable[[int, int], None] = lambda done, total: None
+
+    def prepare(self, calls: Iterable[Call], memory: Memory) -> None:
+        pass  # nothing to compile
+
+    def fusable(self) -> list[str]:
+        return []  # every line is the maths of one op
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]:
         return [self._line(c, memory) for c in calls]
@@ -41,9 +49,27 @@ def operands(c: Call, memory: Memory) -> tuple[list, list, dict[str, int]]:
 
 def evaluate(sig: Signature, inputs: list, attrs: dict, sizes: dict[str, int]) -> tuple:
     """Call the maths: inputs in the spec's order, attrs and the sizes it names as keywords."""
+    if sig.equals:
+        return compose(sig, inputs, attrs, sizes)
     op = table()[sig.op]
     given = {k: v for k, v in (sizes | attrs).items() if k in op.keywords(sig.call)}
     return getattr(op.maths, sig.call)(*inputs, **given)
+
+
+def compose(sig: Signature, inputs: list, attrs: dict, sizes: dict[str, int]) -> tuple:
+    """A fused op has no maths of its own: evaluate the lines of its `equals`."""
+    env: dict[str, Any] = dict(zip((o.name for o in sig.ins), inputs, strict=True))
+    for line in parse(sig.equals):
+        inner = signature(line.op)
+        given = [env[name] for name in line.ins]
+        given += [None] * (len(inner.ins) - len(given))
+        shapes = [None] * len(inner.outs) + [None if g is None else g.shape for g in given]
+        found = inner.bind(tuple(shapes))
+        kept = inner.attrs | {k: v for k, v in attrs.items() if k in inner.attrs}
+        made = evaluate(inner, given, kept, sizes | found)
+        for name, add, value in zip(line.outs, line.adds, made, strict=False):
+            env[name] = env[name] + value if add else value
+    return tuple(env[o.name] for o in sig.outs)
 
 
 def store(outs: list, add: tuple[bool, ...], values: tuple) -> None:

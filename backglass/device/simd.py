@@ -676,10 +676,9 @@ def _transpose_edge_python(out, out_offs, out_row, x, x_offs, x_row, rows, cols)
 
 def _copy_block_python(out, out_offs, out_row, x, x_offs, x_row, rows, cols):
     r, c = np.arange(rows)[:, None], np.arange(cols)
+    if cols not in (TILE_COLS, TILE_ROWS):  # zeros first: those of one row may lie in the next
+        out.reshape(-1)[out_offs + r * out_row + np.arange(panel_width(cols))] = 0
     out.reshape(-1)[out_offs + r * out_row + c] = x.reshape(-1)[x_offs + r * x_row + c]
-    if cols not in (TILE_COLS, TILE_ROWS):
-        pad = np.arange(cols, panel_width(cols))
-        out.reshape(-1)[out_offs + r * out_row + pad] = 0
 
 
 def _row_max_python(x, offs, n):
@@ -707,19 +706,19 @@ if config.DISABLE_JIT:
 
 # ---------------------------------------------------------------- softmax of a row
 #
-#     row_softmax(x, offs, n, fill, scale, shift)         x[j] = exp(scale·x[j] - shift); returns the sum over j < n
-#     row_d_softmax(p, offs, dp, offs, n, fill,           p[j]  = exp(scale·p[j] - shift)       (p comes in as scores)
-#                   scale, shift, delta)                  dp[j] = p[j]·(dp[j] - delta)·scale
-#     row_scale(out, offs, x, offs, n, fill, factor)      out[j] = factor·x[j]; out may be x
-#     row_dot(x, offs, y, offs, n)                        Σ x[j]·y[j]
+#     row_softmax(x, offs, n, fill, scale, shift)    x[j] = exp(scale·x[j] - shift); returns Σ x[j]
+#     row_d_softmax(p, offs, dp, offs, n, fill,      p[j] = exp(scale·p[j] - shift), p being scores
+#                   scale, shift, delta)             dp[j] = p[j]·(dp[j] - delta)·scale
+#     row_scale(out, offs, x, offs, n, fill, factor) out[j] = factor·x[j]; out may be x
+#     row_dot(x, offs, y, offs, n)                   Σ x[j]·y[j]
 #
-# Results below 2⁻¹⁰⁰ are stored as 0: they count for nothing beside a row's largest, and denormal
-# numbers in the matrix products that follow make those 30 times slower (the head at N = 256 with
-# logits up to ±120: 9.1 s against 0.3 s). What is stored at n ≤ j < fill is 0 (a causal row ends
-# inside a tile). row_softmax and row_d_softmax read and write whole vectors: fill rounded up to
-# LANES must lie in the array. The other two touch nothing outside. Why not Numba loops: LLVM takes
-# 8 lanes where the machine has 16 (exp: 0.47 against 0.68 ns a float, rows of 100, Sapphire Rapids,
-# 2026-11-22), and what it makes of each loop costs 0.2 to 0.3 s to compile.
+# for j < n; what is stored at n ≤ j < fill is 0 (a causal row ends inside a tile). The first two
+# read and write whole vectors: fill rounded up to LANES must lie in the array. The others touch
+# nothing outside. Exponentials and scaled numbers below 2⁻¹⁰⁰ are stored as 0: beside a row's
+# largest they count for nothing, and denormal numbers make the matrix products that follow up to 30
+# times slower (the head at N = 256 with logits up to ±120: 9.1 s against 0.77 s, Sapphire Rapids,
+# 2026-11-22). Why not Numba loops: LLVM takes 8 lanes where the machine has 16 (exp: 0.47 against
+# 0.68 ns a float, rows of 100), and what it makes of each loop costs 0.2 to 0.3 s to compile.
 
 
 def _constant(value):
@@ -727,17 +726,14 @@ def _constant(value):
 
 
 def _exp(builder, x):
-    """fexp for one vector, but 0 below 2⁻¹⁰⁰; that also replaces the garbage below the range of
-    2ⁿ."""
+    """fexp for one vector, but 0 below 2⁻¹⁰⁰, which also covers what is too small for 2ⁿ."""
     kind = ir.VectorType(_I32, LANES)
     multiply_add = _declare(builder.module, f"llvm.fmuladd.{_SUFFIX}", _VECTOR, *[_VECTOR] * 3)
 
     def fma(a, b, c):
         return builder.call(multiply_add, [a, b, c])
 
-    round_and_bias = _constant(
-        _ROUND + 127
-    )  # leaves n + 127, the exponent bits of 2ⁿ, in the low bits
+    round_and_bias = _constant(_ROUND + 127)  # leaves n + 127, the exponent of 2ⁿ, in the low bits
     n_bits = fma(x, _constant(_LOG2_E), round_and_bias)
     n = builder.fsub(n_bits, round_and_bias)
     r = fma(n, _constant(-_LN_2_LOW), fma(n, _constant(-_LN_2_HIGH), x))
@@ -752,19 +748,14 @@ def _exp(builder, x):
 
 
 def _row_function(module, name, rows, scalars, body):
-    """name(row…, n, fill, scalar…): `body` once per vector up to fill; the sum of what it
-    returns."""
+    """name(row…, n, fill, scalar…): `body` once per vector up to fill; sums what it returns."""
     if name in module.globals:
         return module.globals[name]
     arguments = [_POINTER] * rows + [_I64, _I64] + [_F32] * scalars
     function, builder = _define(module, name, _F32, *arguments)
     n, fill = function.args[rows : rows + 2]
     scalars = [_splat(builder, scalar) for scalar in function.args[rows + 2 :]]
-    before, loop, after = (
-        builder.block,
-        function.append_basic_block(),
-        function.append_basic_block(),
-    )
+    before, (loop, after) = builder.block, (function.append_basic_block() for _ in range(2))
     builder.branch(loop)
 
     builder.position_at_end(loop)
@@ -808,10 +799,8 @@ def _scale_body(builder, here, scalars, inside, stored):
     value = builder.fmul(_load_masked(builder, x_here, inside), factor)
     size = builder.call(_declare(builder.module, f"llvm.fabs.{_SUFFIX}", _VECTOR, _VECTOR), [value])
     value = builder.select(builder.fcmp_ordered("<", size, _constant(2.0**-100)), _ZERO, value)
-    store = _declare(
-        builder.module, f"llvm.masked.store.{_SUFFIX}.p0", _VOID, _VECTOR, _POINTER, _I32, _MASK
-    )
-    builder.call(store, [value, out_here, ir.Constant(_I32, 4), stored])
+    align = ir.Constant(_I32, 4)
+    builder.call(_masked_store(builder.module), [value, out_here, align, stored])
     return _ZERO
 
 
@@ -821,10 +810,8 @@ def _dot_body(builder, here, scalars, inside, stored):
 
 
 def _load_masked(builder, here, inside):
-    load = _declare(
-        builder.module, f"llvm.masked.load.{_SUFFIX}.p0", _VECTOR, _POINTER, _I32, _MASK, _VECTOR
-    )
-    return builder.call(load, [here, ir.Constant(_I32, 4), inside, _ZERO])
+    align = ir.Constant(_I32, 4)
+    return builder.call(_masked_load(builder.module), [here, align, inside, _ZERO])
 
 
 def _scaled_score(builder, here, scale, shift):
@@ -849,8 +836,7 @@ def row_softmax(typing_context, x, offs, n, fill, scale, shift):
 
 @intrinsic
 def row_d_softmax(typing_context, p, p_offs, dp, dp_offs, n, fill, scale, shift, delta):
-    """p[j] = exp(scale·p[j] - shift), dp[j] = p[j]·(dp[j] - delta)·scale for j < n, both 0 for n ≤
-    j < fill."""
+    """p[j] = exp(scale·p[j] - shift), dp[j] = p[j]·(dp[j] - delta)·scale; 0 for n ≤ j < fill."""
     _check_arrays(p, dp)
     i64, f32 = types.int64, types.float32
 
@@ -902,10 +888,8 @@ def _row_softmax_python(x, offs, n, fill, scale, shift):
 
 
 def _row_d_softmax_python(p, p_offs, dp, dp_offs, n, fill, scale, shift, delta):
-    p_row, dp_row = (
-        p[p_offs : p_offs + panel_width(fill)],
-        dp[dp_offs : dp_offs + panel_width(fill)],
-    )
+    width = panel_width(fill)
+    p_row, dp_row = p[p_offs : p_offs + width], dp[dp_offs : dp_offs + width]
     p_row[:n] = np.exp(p_row[:n] * scale - shift)
     dp_row[:n] = p_row[:n] * (dp_row[:n] - delta) * scale
     p_row[n:] = dp_row[n:] = 0

@@ -25,6 +25,10 @@ class Memory:
             if view.group not in self.flat:
                 raise KeyError(f"{view.name} is part of {view.group}, which has not been allocated")
             flat = self.flat[view.group]
+            if flat.dtype == np.uint8:  # the arena: offsets are in elements of the view's dtype
+                start = view.offset * DTYPES[view.dtype].itemsize
+                flat = flat[start : start + view.nbytes].view(DTYPES[view.dtype])
+                return flat.reshape(view.shape)
             return flat[view.offset : view.offset + view.size].reshape(view.shape)
         if view.name not in self.flat:
             self.flat[view.name] = self._fresh(view)
@@ -37,6 +41,12 @@ class Memory:
             buffer[...] = values
         self.flat[flat.group] = buffer
         return buffer
+
+    def arena(self, nbytes: int) -> np.ndarray:
+        """The arena, at least nbytes long; programs that do not run at the same time share it."""
+        if nbytes > self.flat.get("arena", np.empty(0)).nbytes:
+            self.flat["arena"] = aligned_zeros(nbytes, np.dtype(np.uint8))
+        return self.flat["arena"]
 
     def sharing(self, *groups: str) -> Memory:
         """A new memory with the same buffers for these groups and nothing else."""

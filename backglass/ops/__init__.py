@@ -34,10 +34,13 @@ class Op:
     def signatures(self) -> dict[str, Signature]:
         """Every call of the op.  A call has those of the spec's attrs that its maths function
         takes."""
-        return {
+        found = {
             call: replace(s, attrs={k: v for k, v in s.attrs.items() if k in self.keywords(call)})
             for call, s in self.spec.signatures(self.name).items()
         }
+        for call, spec in getattr(self.maths, "FUSED", {}).items():
+            found |= {call: replace(spec.signatures(call)[call], op=self.name)}
+        return found
 
     def keywords(self, call: str) -> frozenset[str]:
         """Keyword-only parameters of a maths function: its attrs and the sizes it asks for."""

@@ -7,14 +7,17 @@ Call.  Shapes are checked at once, so an error points to the line of the model t
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backglass.ops import signature
 from backglass.spec import Signature
 from backglass.view import View
+
+if TYPE_CHECKING:
+    from backglass.program.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +93,24 @@ class Program:
 
         validate(self)
         return self
+
+    def recompute(self, *fields: str) -> Program:
+        """Activations called h*.field are made again in the backward instead of kept."""
+        from backglass.program.recompute import recompute
+
+        return recompute(self, fields)
+
+    def fuse(self, *names: str) -> Program:
+        """Compositions replaced by fused ops: the named ones, or all."""
+        from backglass.program.fuse import fuse
+
+        return fuse(self, names or None)
+
+    def plan(self, workspace: Callable[[Call], int] = lambda c: 0) -> Plan:
+        """A place in one arena for every activation; `.peak` is its size in bytes."""
+        from backglass.program.plan import plan
+
+        return plan(self, workspace)
 
     def table(self, fold: bool = True) -> str:
         """The program as text, repeated layers once."""

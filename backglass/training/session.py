@@ -15,6 +15,7 @@ from backglass.execute.eager import Eager
 from backglass.execute.memory import Memory
 from backglass.execute.run import Run
 from backglass.models import gpt2
+from backglass.program.plan import Plan
 from backglass.program.step import (
     Tensors,
     declare,
@@ -48,6 +49,7 @@ class Session:
         evaluated = dataclasses.replace(c, dropout=0.0)
         self.loss_program = record_loss(gpt2, evaluated, B, T, s.dtype).validate()
         self._runs: dict[str, Run] = {}
+        self.plans: dict[str, Plan] = {}
 
     def init(self) -> None:
         """GPT-2's random start."""
@@ -55,10 +57,28 @@ class Session:
 
     def run(self, name: str) -> Run:
         """The bound program micro, update or loss; bound when first used."""
-        if name not in self._runs:
-            program = getattr(self, f"{name}_program")
-            self._runs[name] = Run(program, self.device, self.memory)
+        if not self._runs:
+            self._bind()
         return self._runs[name]
+
+    def _bind(self) -> None:
+        """Transform, plan and bind all programs; they share one arena and compile together."""
+        fields = [f for f in self.s.recompute.split(",") if f]
+        programs = {
+            "micro": self.micro_program.recompute(*fields) if fields else self.micro_program,
+            "update": self.update_program,
+            "loss": self.loss_program,
+        }
+        if self.s.fuse:
+            names = self.device.fusable()
+            programs = {
+                name: p.fuse(*names).validate() for name, p in programs.items() if names
+            } or programs
+        self.plans = {name: p.plan() for name, p in programs.items()}
+        self.memory.arena(max(p.peak for p in self.plans.values()))
+        placed = {name: p.placed() for name, p in self.plans.items()}
+        self.device.prepare([c for p in placed.values() for c in p], self.memory)
+        self._runs = {name: Run(p, self.device, self.memory) for name, p in placed.items()}
 
     def load_batch(self, batch: Batch, counted: int, step: int, k: int = 0) -> None:
         """Put a micro-batch where the programs read it.  Each counted token weighs 1/counted; id −1

@@ -49,6 +49,8 @@ class Settings:
     threads: int = 0  # 0: all cores
     matmul: str = "own"
     rung: str = ""
+    recompute: str = ""
+    fuse: bool = True
     seed: int = 1337
     init: str = ""
 

@@ -36,11 +36,13 @@ def _sum(y, a, b):
 def d_add(da, db, dy, add):
     """forward: y = a + b      so: da += dy, db += dy. All (N,); da may be dy's memory.
 
-    db goes first: where da is dy's memory, dy must still be whole when db reads it.
+    db goes first: where da is dy's memory, dy must still be whole when db reads it.  db is None
+    where its reader takes dy itself.
     """
     n = dy.size
     for chunk in prange((n + CHUNK - 1) // CHUNK):
         lo = chunk * CHUNK
         hi = min(lo + CHUNK, n)
-        write_or_add(db[lo:hi], dy[lo:hi], add[1])
+        if db is not None:
+            write_or_add(db[lo:hi], dy[lo:hi], add[1])
         write_or_add(da[lo:hi], dy[lo:hi], add[0])

@@ -32,7 +32,7 @@ from backglass.spec import OpSpec
 
 SPEC = OpSpec(
     forward="a[N] b[N] -> y[N]",
-    backward={"d_add": "dy[N] -> da[N]+ db[N]+"},
+    backward={"d_add": "dy[N] -> da[N]+ db[N]+?"},
     inplace="y:a y:b da:dy",
     flops={"add": "N"},
     cases=(dict(N=1), dict(N=781), dict(N=5003)),

@@ -44,7 +44,6 @@ __all__ = [
     "d_matmul_x",
     "d_matmul_x_workspace",
     "gemm_block",
-    "gemm_panel",
     "gemm_parallel",
     "matmul",
     "matmul_workspace",
@@ -52,8 +51,9 @@ __all__ = [
     "pack_strips",
 ]
 
-# 1 MiB of A and 0.4 MiB of panels: they share an L2 cache of 2 MiB (384·384: 2 % slower there).
-BLOCK_DEPTH, BLOCK_ROWS, BLOCK_COLS = 512, 512, 192
+# 0.75 MiB of A and 0.28 MiB of panels share the L2 cache with `out`. A longer BLOCK_DEPTH saves
+# passes over `out`, but a sum of more than a few hundred terms in one register loses accuracy.
+BLOCK_DEPTH, BLOCK_ROWS, BLOCK_COLS = 384, 512, 384
 STRIP_PAD = (
     16  # one cache line between packed strips: else all of them fall into the same cache sets
 )
@@ -213,14 +213,15 @@ def gemm_block(
     All arrays are 1-D float32. GEMM_WORK floats of `work` from work_offs on are overwritten.
     """
     panels_offs = work_offs + BLOCK_ROWS * (BLOCK_DEPTH + STRIP_PAD)
-    for r0 in range(0, rows, BLOCK_ROWS):
-        block_rows = min(BLOCK_ROWS, rows - r0)
+    in_place = a_col == 1
+    rows_step = rows if in_place else BLOCK_ROWS
+    for r0 in range(0, rows, rows_step):
+        block_rows = min(rows_step, rows - r0)
         for k0 in range(0, depth, BLOCK_DEPTH):
             block_depth = min(BLOCK_DEPTH, depth - k0)
-            # The block of A: strips of TILE_ROWS rows, in place or packed.
             block, block_offs = a, a_offs + r0 * a_row + k0 * a_col
             strip, strip_row, strip_col = TILE_ROWS * a_row, a_row, a_col
-            if a_col != 1:
+            if not in_place:
                 pack_strips(work, work_offs, a, block_offs, a_col, block_depth, block_rows)
                 block, block_offs = work, work_offs
                 strip, strip_row, strip_col = TILE_ROWS * block_depth + STRIP_PAD, 1, TILE_ROWS
@@ -231,32 +232,29 @@ def gemm_block(
                 block_cols = min(BLOCK_COLS, cols - c0)
                 b_block = b_offs + k0 * b_row + c0 * b_col
                 pack_panels(work, panels_offs, b, b_block, b_row, b_col, block_depth, block_cols)
-                for p0 in range(0, block_cols, TILE_COLS):
-                    gemm_panel(
-                        out, out_offs + r0 * out_row + c0 + p0, out_row,
-                        first, first_offs + r0 * first_row + c0 + p0, first_row, has_first,
-                        block, block_offs, strip, strip_row, strip_col,
-                        work, panels_offs + p0 * block_depth,
-                        block_rows, min(TILE_COLS, block_cols - p0), block_depth,
-                    )  # fmt: skip
+                _gemm_packed(
+                    out, out_offs + r0 * out_row + c0, out_row,
+                    first, first_offs + r0 * first_row + c0, first_row, has_first,
+                    block, block_offs, strip, strip_row, strip_col, work, panels_offs,
+                    block_rows, block_cols, block_depth,
+                )  # fmt: skip
 
 
 @inline
-def gemm_panel(
+def _gemm_packed(
     out, out_offs, out_row, plus, plus_offs, plus_row, has_plus,
-    a, a_offs, a_strip, a_row, a_col, panel, panel_offs, rows, cols, depth,
+    a, a_offs, a_strip, a_row, a_col, panels, panels_offs, rows, cols, depth,
 ):  # fmt: skip
-    """cols ≤ TILE_COLS columns of A·B from one packed panel, TILE_ROWS rows at a time.
-
-    Strip s of A starts at a_offs + s·a_strip: a_strip is TILE_ROWS·a_row when A is read in place.
-    """
+    """A block of A (strip s starts at a_offs + s·a_strip) times a block of packed panels."""
     for r in range(0, rows, TILE_ROWS):
-        tile_gemm(
-            out, out_offs + r * out_row, out_row,
-            plus, plus_offs + r * plus_row, plus_row, has_plus,
-            a, a_offs + r // TILE_ROWS * a_strip, a_row, a_col,
-            panel, panel_offs, depth, min(TILE_ROWS, rows - r), cols,
-        )  # fmt: skip
+        for c in range(0, cols, TILE_COLS):
+            tile_gemm(
+                out, out_offs + r * out_row + c, out_row,
+                plus, plus_offs + r * plus_row + c, plus_row, has_plus,
+                a, a_offs + r // TILE_ROWS * a_strip, a_row, a_col,
+                panels, panels_offs + c * depth,
+                depth, min(TILE_ROWS, rows - r), min(TILE_COLS, cols - c),
+            )  # fmt: skip
 
 
 @inline

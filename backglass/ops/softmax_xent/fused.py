@@ -1,54 +1,55 @@
-"""linear_xent: the head (x·wᵀ, softmax, cross-entropy) and its whole gradient, without the (N, V)
-logits.
+"""linear_xent: the head (x·wᵀ, softmax, cross-entropy) and its gradient, without (N, V) logits.
 
     equals    logits = matmul(x, w);  loss, lse = softmax_xent(logits, targets)
               dlogits = d_softmax_xent(dloss, logits, lse, targets)
               dx (+)= d_matmul_x(dlogits, w);  dw (+)= d_matmul_w(dlogits, x)
 
 GPT-2's logits at N = 1024 would be 206 MB, written and read several times. Here they exist for at
-most CHUNK rows (51 MB), and a slab of them is worked on while it is in the cache:
+most CHUNK rows (54 MB), and a slab of them is worked on while it is in the cache:
 
-                 SLAB vocabulary entries
-               +------+------+------+ - -     stage 0, a thread per slab:  e = exp(x·wᵀ - m), m and Σe
-     CHUNK     |      |      |      |                                      of each row of the slab
-     rows      |      |      |      |         between: lse of a row from its slabs' m and Σe; loss
-     of x      |      |      |      |         stage 1, a thread per slab:  e becomes dlogits; dw
-               +------+------+------+ - -     stage 2, a thread per share of the columns:  dx
+              SLAB entries    0  a thread per slab: e = exp(x·wᵀ - m),
+            +------+------+-        with m and Σe of each of its rows
+     CHUNK  |      |      |      then a row's loss, from all its m, Σe
+     rows   |      |      |   1  a thread per slab: dlogits from e; dw
+     of x   |      |      |   2  a thread per share of dx's columns: dx
+            +------+------+-
 
 dlogits = (softmax - onehot)·dloss = e·exp(m - lse)·dloss, less dloss at the target: no exp is taken
-twice. Nothing depends on the number of threads but who does what: same bits on any.
+twice. The number of threads decides who does what, not in which order it is summed: same bits.
+
+N = 256, C = 768, V = 50304 on 2 cores of a Sapphire Rapids, 2026-11-22: 222 ms (268 GFLOP/s);
+torch 2.13, linear and cross_entropy forward and backward: 354 ms.
 """
 
 import math
 
 import numpy as np
-from numba import njit
 
-from backglass.device.host import FASTMATH, inline, kernel, prange
+from backglass.device.host import inline, kernel, part, prange
 from backglass.device.rows import zero
-from backglass.device.simd import TILE_COLS, row_max, row_scale, row_softmax
+from backglass.device.simd import (
+    TILE_COLS,
+    panel_width,
+    row_dot,
+    row_max,
+    row_scale,
+    row_softmax,
+)
 from backglass.ops.matmul.cpu import gemm_block, matmul_workspace
 
 __all__ = ["linear_xent", "linear_xent_workspace"]
 
 CHUNK = 256  # rows of x at a time: enough that reading w and dw costs little beside the products
-SLAB = (
-    384  # vocabulary entries at a time, a multiple of TILE_COLS: a slab of a chunk fits an L2 cache
-)
+SLAB = 384  # vocabulary entries at a time, a multiple of TILE_COLS: 0.4 MB of logits, fits L2
 
-# NumPy scalars, because Numba would compile `gemm_block` once more for each plain constant it is
-# given.
+# NumPy scalars, because Numba would compile `gemm_block` again for each plain constant it is given.
 SLAB_ROW = np.int64(SLAB + 16)  # an odd number of cache lines spreads a column over the cache
 ONE, ZERO, NO = np.int64(1), np.int64(0), np.bool_(False)
 PANEL = matmul_workspace(threads=1)  # floats that gemm_block needs
-# Helpers with one caller become part of it: LLVM would optimise each again with every function
-# around it.
-part = njit(inline="always", error_model="numpy", fastmath=FASTMATH)
 
 
 def linear_xent_workspace(*, N, C, V, threads, **_) -> int:
-    """Floats of `work`: the chunk's logits, what is known of its rows, and a panel for each
-    thread."""
+    """Floats of `work`: a chunk's logits, what is known of its rows, each thread's panels."""
     return layout(chunk_rows(N), count_slabs(V))[-1] + threads * PANEL
 
 
@@ -69,21 +70,14 @@ def count_slabs(V):
 def layout(rows, slabs):
     """Where things are in `work`, for a chunk of `rows` rows.
 
-    logits (slabs, rows, SLAB_ROW); m and Σe (slabs, rows); target_logit, lse, weight (rows);
-    panels.
+    logits (slabs, rows, SLAB_ROW); m and Σe (rows, whole vectors of slabs); target_logit and weight
+    (rows); panels.
     """
+    known_row = panel_width(slabs)
     m = slabs * rows * SLAB_ROW
-    target_logit = m + 2 * slabs * rows
-    panels = (target_logit + 3 * rows + 15) // 16 * 16
-    return (
-        0,
-        m,
-        m + slabs * rows,
-        target_logit,
-        target_logit + rows,
-        target_logit + 2 * rows,
-        panels,
-    )
+    total, target_logit = m + rows * known_row, m + 2 * rows * known_row
+    panels = (target_logit + 2 * rows + 15) // 16 * 16
+    return m, total, known_row, target_logit, target_logit + rows, panels
 
 
 @kernel
@@ -92,8 +86,7 @@ def linear_xent(loss, dx, dw, x, w, targets, dloss, vocab_size, add, work):
 
     targets (N,): -1 means no loss and no gradient; dloss (N,): the weight of each row's loss.
     Entries of the vocabulary from vocab_size on do not exist: their w is not read, their dw is 0.
-    A chunk reads w twice and dw once, and writes dw: 0.6 GB at V·C = 50304·768, 59 GFLOP at 256
-    rows.
+    A chunk reads w twice, reads and writes dw: 0.6 GB at V·C = 50304·768; 59 GFLOP at 256 rows.
     """
     N, C = x.shape
     rows = chunk_rows(N)
@@ -105,9 +98,7 @@ def linear_xent(loss, dx, dw, x, w, targets, dloss, vocab_size, add, work):
         add_dw = add[2] or n > 0
         for stage in range(3):  # in one parallel region, because each costs a second to compile
             for share in prange(threads):
-                thread = np.int64(
-                    share
-                )  # prange counts unsigned: run_stage would be compiled twice
+                thread = np.int64(share)  # prange counts unsigned: helpers would be compiled twice
                 run_stage(
                     stage, thread, threads, dx_n, all_dw, x_n, all_w, targets_n, C, vocab_size,
                     add[1], add_dw, work, panels[thread * PANEL : (thread + 1) * PANEL],
@@ -139,14 +130,14 @@ def exp_slab(x, w, targets, slab, C, V, work, panel):
     """Stage 0: logits = x·wᵀ, their maximum m in each row, e = exp(logits - m) in place, and Σe."""
     rows, first = targets.size, slab * SLAB
     cols = min(SLAB, V - first)
-    logits, m, total, target_logit, _, _, _ = layout(rows, count_slabs(V))
-    here = logits + slab * rows * SLAB_ROW
+    m, total, known_row, target_logit, _, _ = layout(rows, count_slabs(V))
+    here = slab * rows * SLAB_ROW
     gemm_block(
         work, here, SLAB_ROW, work, here, SLAB_ROW, NO,
         x, ZERO, C, ONE, w, first * C, ONE, C, rows, cols, C, panel, ZERO,
     )  # fmt: skip
     for r in range(rows):
-        row, at, target = here + r * SLAB_ROW, slab * rows + r, targets[r] - first
+        row, at, target = here + r * SLAB_ROW, r * known_row + slab, targets[r] - first
         if 0 <= target < cols:
             work[target_logit + r] = work[row + target]
         largest = row_max(work, row, cols)
@@ -157,20 +148,23 @@ def exp_slab(x, w, targets, slab, C, V, work, panel):
 
 @inline
 def join_slabs(loss, targets, dloss, V, work):
-    """lse = M + log Σ_slabs Σe·exp(m - M) with M the largest m; loss = lse - the target's logit."""
+    """Between stages 0 and 1: the loss, and in place of m what e is to be multiplied by in stage 1.
+
+    With M the largest m of a row, Σ_V exp(logit - M) = Σ_slabs exp(m - M)·Σe =: total. So
+    loss = M + log total - target_logit, and dlogits = e·exp(m - M)/total·dloss before the onehot.
+    """
     rows, slabs = targets.size, count_slabs(V)
-    _, m, total, target_logit, lse, weight, _ = layout(rows, slabs)
+    m, sums, known_row, target_logit, weight, _ = layout(rows, slabs)
     for r in range(rows):
-        largest, row_total = work[m + r], np.float32(0)
-        for slab in range(1, slabs):
-            largest = max(largest, work[m + slab * rows + r])
-        for slab in range(slabs):
-            at = slab * rows + r
-            row_total += work[total + at] * np.float32(math.exp(work[m + at] - largest))
-        work[lse + r] = largest + np.float32(math.log(row_total))
+        m_r = m + r * known_row
+        largest = row_max(work, m_r, slabs)
+        row_softmax(work, m_r, slabs, slabs, np.float32(1), largest)
+        total = row_dot(work, m_r, work, sums + r * known_row, slabs)
         counted = targets[r] >= 0
-        loss[r] = work[lse + r] - work[target_logit + r] if counted else np.float32(0)
+        lse = largest + np.float32(math.log(total))
+        loss[r] = lse - work[target_logit + r] if counted else np.float32(0)
         work[weight + r] = dloss[r] if counted else np.float32(0)
+        row_scale(work, m_r, work, m_r, slabs, slabs, work[weight + r] / total)
 
 
 @part
@@ -178,14 +172,13 @@ def d_slab(dw, x, targets, slab, C, V, add, work, panel):
     """Stage 1: dlogits = (softmax - onehot)·dloss in place of e, and dw (+)= dlogitsᵀ·x."""
     rows, first = targets.size, slab * SLAB
     cols = min(SLAB, V - first)
-    logits, m, _, _, lse, weight, _ = layout(rows, count_slabs(V))
-    here = logits + slab * rows * SLAB_ROW
+    factor, _, known_row, _, weight, _ = layout(rows, count_slabs(V))
+    here = slab * rows * SLAB_ROW
     for r in range(rows):
         row, target = here + r * SLAB_ROW, targets[r] - first
-        factor = np.float32(math.exp(work[m + slab * rows + r] - work[lse + r])) * work[weight + r]
-        counted = cols if targets[r] >= 0 else 0
-        row_scale(work, row, work, row, counted, cols, factor)
-        if 0 <= target < cols and counted > 0:
+        counted = cols if targets[r] >= 0 else 0  # a row without target becomes 0, were it NaN
+        row_scale(work, row, work, row, counted, cols, work[factor + r * known_row + slab])
+        if 0 <= target < cols:
             work[row + target] -= work[weight + r]
     gemm_block(
         dw, first * C, C, dw, first * C, C, add,
@@ -209,6 +202,7 @@ def share_of_dx(dx, w, thread, threads, rows, C, V, add, work, panel):
         first = slab * SLAB
         gemm_block(
             dx, at, C, dx, at, C, add or slab > 0,
-            work, (slab * rows + first_row) * SLAB_ROW, SLAB_ROW, ONE, w, first * C + first_col, C, ONE,
+            work, (slab * rows + first_row) * SLAB_ROW, SLAB_ROW, ONE,
+            w, first * C + first_col, C, ONE,
             last_row - first_row, last_col - first_col, min(SLAB, V - first), panel, ZERO,
         )  # fmt: skip
