@@ -1,0 +1,175 @@
+"""backglass train"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from backglass.commands.options import Count, Number, Text, opt
+from backglass.errors import wrong_use
+
+
+@dataclass
+class Train:
+    """Train a model; tiny learns real text on any CPU in a few minutes.
+
+    Examples:
+      backglass train                                     tiny, on Python's documentation
+      backglass train tiny --data book.txt --steps 2000   your own text
+      backglass train tiny --tokenizer bpe:1024           a vocabulary learned from the text
+      backglass train tiny --out runs/a --resume          continue an interrupted run
+      backglass train tiny --debug --steps 1              stop on the first line of models/gpt2.py
+    """
+
+    preset: Annotated[
+        Positional[str],
+        arg(help="tiny, gpt2-124m, gpt2-355m, gpt2-774m or gpt2-1558m", metavar="PRESET"),
+    ] = "tiny"
+    data: Annotated[
+        Text,
+        opt(
+            "python-docs, shakespeare, a text file, folder, glob, token shards (.bin), hf:NAME, "
+            "or - for standard input",
+            "SOURCE",
+        ),
+    ] = None
+    format: Annotated[Text, opt("auto, or nanogpt for its headerless .bin shards", "NAME")] = None
+    tokenizer: Annotated[
+        Text, opt("bytes, bpe:N (trained on the data), gpt2, or a tokenizer.json", "NAME")
+    ] = None
+    steps: Annotated[Count, opt("where this run stops")] = None
+    schedule_steps: Annotated[
+        Count, opt("horizon of the learning rate schedule, whatever --steps is")
+    ] = None
+    batch_size: Annotated[Count, opt("sequences per micro-batch", "B")] = None
+    seq_len: Annotated[Count, opt("tokens per sequence", "T")] = None
+    total_batch_tokens: Annotated[Count, opt("tokens per step; micro-batches are accumulated")] = (
+        None
+    )
+    lr: Annotated[Number, opt("peak learning rate", "X")] = None
+    warmup_steps: Annotated[Count, opt("steps of linear warm-up")] = None
+    schedule: Annotated[Text, opt("cosine, linear, constant or wsd", "NAME")] = None
+    final_lr: Annotated[Number, opt("learning rate at the end, as a fraction of the peak", "X")] = (
+        None
+    )
+    weight_decay: Annotated[Number, opt("AdamW's decay of weight matrices", "X")] = None
+    beta1: Annotated[Number, opt("AdamW's memory of the gradient", "X")] = None
+    beta2: Annotated[Number, opt("AdamW's memory of its square", "X")] = None
+    clip: Annotated[Number, opt("largest gradient norm; 0: no clipping", "X")] = None
+    dropout: Annotated[Number, opt("share of activations dropped", "X")] = None
+    layers: Annotated[Count, opt("transformer blocks", "L")] = None
+    channels: Annotated[Count, opt("width of the residual stream", "C")] = None
+    heads: Annotated[Count, opt("attention heads", "NH")] = None
+    vocab_size: Annotated[Count, opt("tokens the model knows; at least the tokenizer's", "V")] = (
+        None
+    )
+    attention: Annotated[Text, opt("flash, or explicit: scores, causal_softmax, mix", "NAME")] = (
+        None
+    )
+    matmul: Annotated[Text, opt("own kernels, or blas", "NAME")] = None
+    rung: Annotated[
+        Text, opt("train with a slower rung of a ladder: matmul=v2_blocked", "OP=V")
+    ] = None
+    device: Annotated[Text, opt("cpu, or numpy: the maths files themselves", "NAME")] = None
+    dtype: Annotated[Text, opt("fp32; fp64 with --device numpy", "NAME")] = None
+    threads: Annotated[Count, opt("CPU threads; 0: all")] = None
+    seed: Annotated[Count, opt("same seed, same machine, same bits")] = None
+    init: Annotated[Text, opt("start from a checkpoint or Hugging Face folder", "PATH")] = None
+    val_every: Annotated[Count, opt("validate every N steps; 0: only first and last")] = None
+    val_batches: Annotated[Count, opt("batches per validation")] = None
+    sample_every: Annotated[Count, opt("print a sample every N steps; 0: only at the end")] = None
+    save_every: Annotated[Count, opt("checkpoint every N steps; 0: at the best and at the end")] = (
+        None
+    )
+    keep: Annotated[Count, opt("newest checkpoints to keep; the best is never deleted")] = None
+    out: Annotated[Text, opt("run directory", "DIR", "(default: runs/PRESET-DATE-TIME)")] = None
+    resume: Annotated[
+        bool, arg(help="continue the run in --out; its settings apply, flags given here win")
+    ] = False
+    config: Annotated[
+        Text, opt("settings from a TOML or JSON file; flags given here win", "FILE", "")
+    ] = None
+    debug: Annotated[
+        bool, arg(help="execute line by line and stop in the debugger at the first")
+    ] = False
+
+    def run(self) -> int:
+        from backglass.training import loop
+
+        s, out = self.settings(), self.out_folder()
+        if self.debug:
+            import pdb
+
+            from backglass.models import gpt2
+
+            print(f"Stopping in {gpt2.__file__}. n: one op; p a.ln1: a tensor; c: to the end.")
+            debugger = pdb.Pdb()
+            debugger.rcLines = []
+            debugger.set_break(
+                gpt2.__file__, gpt2.block_forward.__code__.co_firstlineno + 1, temporary=True
+            )
+            debugger.set_break(
+                gpt2.__file__, gpt2.block_backward.__code__.co_firstlineno + 1, temporary=True
+            )
+            debugger.runcall(loop.train, s, out, self.resume, False, True)
+            return 0
+        try:
+            loop.train(s, out, self.resume)
+        except loop.Stopped as stopped:
+            return 128 + stopped.number
+        return 0
+
+    def out_folder(self) -> Path:
+        if self.out:
+            return Path(self.out)
+        if self.resume:
+            raise wrong_use("--resume needs --out DIR: which run should continue?")
+        return Path("runs") / f"{self.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+    def settings(self):
+        """The preset, then --config, then the flags; with --resume the run's own settings come
+        first."""
+        from backglass import presets
+        from backglass.training import checkpoint
+
+        if self.resume and self.out and not Path(self.out).is_dir():
+            raise wrong_use(f"--resume: there is no run directory {self.out}")
+        s = (
+            checkpoint.settings_of(checkpoint.find(Path(self.out)))
+            if self.resume and self.out
+            else presets.get(self.preset)
+        )
+        names = {f.name for f in dataclasses.fields(s)}
+        given = {
+            k: v for k, v in vars(self).items() if v is not None and k in names and k != "preset"
+        }
+        changes = read_config(Path(self.config), names) | given if self.config else given
+        try:
+            return s.replace(**changes)
+        except TypeError as error:
+            raise wrong_use(f"--config {self.config}: {error}") from None
+
+
+def read_config(path: Path, names: set[str]) -> dict[str, Any]:
+    """Settings from a TOML or JSON file; dashes in keys may be underscores."""
+    import tomllib
+
+    try:
+        text = path.read_text()
+        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError:
+        raise wrong_use(f"--config {path}: there is no such file") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise wrong_use(f"--config {path} cannot be read: {error}") from None
+    found = {k.replace("-", "_"): v for k, v in found.items()}
+    if unknown := sorted(set(found) - names):
+        raise wrong_use(
+            f"--config {path}: unknown setting {unknown[0]!r}; there are {', '.join(sorted(names))}"
+        )
+    return found
