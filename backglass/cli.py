@@ -11,7 +11,7 @@ import tyro
 from backglass.errors import UserError
 
 # name -> class in backglass/commands/<name>.py
-COMMANDS = {"train": "Train", "check": "Check", "program": "Program"}
+COMMANDS = {"train": "Train", "check": "Check", "program": "Program", "plan": "Plan"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
             {name: load(name) for name in COMMANDS},
             args=argv,
             prog="backglass",
-            description="llm.c in Python: GPT-2 with every forward and backward pass written by hand.",
+            description="llm.c in Python: GPT-2, every forward and backward pass by hand.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.ConsolidateSubcommandArgs),
         )
         return command.run()

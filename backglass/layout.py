@@ -154,14 +154,18 @@ def activations(
     mark: str = "",
     memory: HasMemory | None = None,
 ) -> Space:
-    """Views of a model's activations, or with mark="d" of their gradients: h3.ln1, h3.dln1."""
+    """Views of a model's activations, or with mark="d" of their gradients: h3.ln1, h3.dln1.
+
+    `L B T | stat` marks statistics (a mean, a log-sum-exp), which stay fp32 beside bf16.
+    """
     space = Space()
     space.h = [Space() for _ in range(sizes["L"])]
-    for name, dims in fields.items():
-        layers = range(sizes["L"]) if is_layered(dims) else (None,)
-        for layer in layers:
+    for name, text in fields.items():
+        dims, _, role = (part.strip() for part in text.partition("|"))
+        kept = "fp32" if role == "stat" and dtype == "bf16" else dtype
+        for layer in range(sizes["L"]) if is_layered(dims) else (None,):
             full = mark + name if layer is None else f"h{layer}.{mark}{name}"
-            view = View(full, shape_of(dims, sizes), dtype, "act", memory=memory)
+            view = View(full, shape_of(dims, sizes), kept, "act", memory=memory)
             setattr(space if layer is None else space.h[layer], name, view)
     return space
 

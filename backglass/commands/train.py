@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bdb
 import dataclasses
 import json
 import time
@@ -73,6 +74,16 @@ class Train:
         None
     )
     matmul: Annotated[Text, opt("own kernels, or blas", "NAME")] = None
+    recompute: Annotated[
+        Text, opt("activations to make again in the backward: fch_gelu,ln1", "A,B")
+    ] = None
+    fuse: Annotated[
+        bool | None,
+        arg(
+            help="fused kernels where the device has them",
+            help_behavior_hint="(default: the preset's)",
+        ),
+    ] = None
     rung: Annotated[
         Text, opt("train with a slower rung of a ladder: matmul=v2_blocked", "OP=V")
     ] = None
@@ -102,25 +113,12 @@ class Train:
     def run(self) -> int:
         from backglass.training import loop
 
-        s, out = self.settings(), self.out_folder()
+        s = self.settings()
         if self.debug:
-            import pdb
-
-            from backglass.models import gpt2
-
-            print(f"Stopping in {gpt2.__file__}. n: one op; p a.ln1: a tensor; c: to the end.")
-            debugger = pdb.Pdb()
-            debugger.rcLines = []
-            debugger.set_break(
-                gpt2.__file__, gpt2.block_forward.__code__.co_firstlineno + 1, temporary=True
-            )
-            debugger.set_break(
-                gpt2.__file__, gpt2.block_backward.__code__.co_firstlineno + 1, temporary=True
-            )
-            debugger.runcall(loop.train, s, out, self.resume, False, True)
+            debug(s)
             return 0
         try:
-            loop.train(s, out, self.resume)
+            loop.train(s, self.out_folder(), self.resume)
         except loop.Stopped as stopped:
             return 128 + stopped.number
         return 0
@@ -154,6 +152,32 @@ class Train:
             return s.replace(**changes)
         except TypeError as error:
             raise wrong_use(f"--config {self.config}: {error}") from None
+
+
+def debug(s: Any) -> None:
+    """Train line by line under pdb, stopping once in the first block's forward and backward.
+
+    Nothing is saved.
+    """
+    import pdb
+
+    from backglass.models import gpt2
+    from backglass.training import loop
+
+    print(
+        "Each line of models/gpt2.py executes one op.  n: the next op   p a.ln1: a tensor   "
+        "c: on to the backward, then to the end   q: quit"
+    )
+    debugger = pdb.Pdb(nosigint=True)
+    debugger.rcLines = ["continue"]  # past the start of the run, to the first breakpoint
+    for function in (gpt2.block_forward, gpt2.block_backward):
+        line = function.__code__.co_firstlineno + 1
+        executing = "type(ops).__name__ == 'Eager'"  # the same lines also run to be recorded
+        debugger.set_break(gpt2.__file__, line, temporary=True, cond=executing)
+    try:
+        debugger.runcall(loop.train, s, None, False, False, True)
+    except bdb.BdbQuit:
+        pass
 
 
 def read_config(path: Path, names: set[str]) -> dict[str, Any]:

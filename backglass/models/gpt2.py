@@ -36,12 +36,12 @@ PARAMS = (
 
 ACTS = dict(
     embd="B T C", embd_drop="B T C",
-    ln1="L B T C", mean1="L B T", rstd1="L B T", qkv="L B T 3 NH HS",
-    atty="L B T NH HS", lse="L B NH T", preatt="L B NH T T", att="L B NH T T",
+    ln1="L B T C", mean1="L B T | stat", rstd1="L B T | stat", qkv="L B T 3 NH HS",
+    atty="L B T NH HS", lse="L B NH T | stat", preatt="L B NH T T", att="L B NH T T",
     attproj="L B T C", attproj_drop="L B T C", res2="L B T C",
-    ln2="L B T C", mean2="L B T", rstd2="L B T", fch="L B T F", fch_gelu="L B T F",
+    ln2="L B T C", mean2="L B T | stat", rstd2="L B T | stat", fch="L B T F", fch_gelu="L B T F",
     fcproj="L B T C", fcproj_drop="L B T C", res3="L B T C",
-    lnf="B T C", meanf="B T", rstdf="B T", logits="B T Vp", logits_lse="B T",
+    lnf="B T C", meanf="B T | stat", rstdf="B T | stat", logits="B T Vp", logits_lse="B T | stat",
 )  # fmt: skip
 
 

@@ -79,6 +79,10 @@ class Trainer:
         """Steps until s.steps; then the last validation, sample and checkpoint."""
         s, r = self.s, self.report
         r.say(self._headline())
+        if self.debug:
+            while self.state.step < s.steps:
+                self._step()
+            return
         handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             if self.state.step == 0:
