@@ -103,5 +103,5 @@ def kernel_bugs(op: Op) -> list[Planted]:
 def _concerned(op: Op, defect: str) -> bool:
     """A defect about '+' needs an output that may accumulate."""
     if "+" in defect or "adds" in defect:
-        return any(o.add for s in op.signatures.values() for o in s.outs)
+        return any(o.add for s in op.signatures.values() if not s.equals for o in s.outs)
     return True

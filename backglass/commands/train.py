@@ -84,9 +84,7 @@ class Train:
             help_behavior_hint="(default: the preset's)",
         ),
     ] = None
-    rung: Annotated[
-        Text, opt("train with a slower rung of a ladder: matmul=v2_blocked", "OP=V")
-    ] = None
+    rung: Annotated[Text, opt("train with a slower rung of a ladder: matmul=v2", "OP=V")] = None
     device: Annotated[Text, opt("cpu, or numpy: the maths files themselves", "NAME")] = None
     dtype: Annotated[Text, opt("fp32; fp64 with --device numpy", "NAME")] = None
     threads: Annotated[Count, opt("CPU threads; 0: all")] = None

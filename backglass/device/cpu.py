@@ -82,8 +82,12 @@ class Cpu:
         return found
 
     def workspace(self, c: Call) -> int:
-        """Floats of scratch memory the kernel of this call declares."""
-        size = getattr(self.module(c.op), f"{c.op}_workspace", None)
+        """Floats of scratch memory the kernel of this call declares; a rung takes what cpu.py's
+        takes."""
+        name, module = f"{c.op}_workspace", self.module(c.op)
+        if not hasattr(module, name):
+            module = table()[_op_of(c.op)].tier("cpu")
+        size = getattr(module, name, None)
         return size(**c.sizes, **c.attrs, threads=self.threads) if size else 0
 
     def kernel(self, call: str) -> Callable:

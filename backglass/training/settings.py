@@ -30,8 +30,8 @@ class Settings:
     format: str = "auto"
     tokenizer: str = "bytes"
 
-    steps: int = 1000
-    schedule_steps: int = 1000
+    steps: int = 3500
+    schedule_steps: int = 3500
     batch_size: int = 8
     total_batch_tokens: int = 0  # 0: batch_size · seq_len
     lr: float = 2e-3
@@ -54,7 +54,7 @@ class Settings:
     seed: int = 1337
     init: str = ""
 
-    val_every: int = 100
+    val_every: int = 250
     val_batches: int = 8
     sample_every: int = 0
     save_every: int = 0

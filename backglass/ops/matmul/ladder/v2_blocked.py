@@ -1,11 +1,11 @@
-"""Rung 2: loop order and blocks. The innermost loop runs along memory, and what it reads is in
-cache.
+"""Rung 2: loop order and blocks. The inner loop runs along memory, and what it reads is in cache.
 
-V2_GF GFLOP/s (N = 256, O = 2304, C = 768, 2 cores of Sapphire Rapids, 2026-11-22).
+70 / 48 / 48 GFLOP/s for matmul / d_matmul_x / d_matmul_w (N = 256, O = 2304, C = 768, 2 cores of a
+Sapphire Rapids, 2026-11-22).
 
 The products whose sum runs down a column (d_matmul_x, d_matmul_w) become sums of scaled rows, which
-vectorise; the forward keeps its dot products. A block of rows of one matrix stays in the L1/L2
-cache while all rows of the other pass by:
+vectorise; the forward keeps its dot products. A block of rows of one matrix stays in the cache
+while all rows of the other pass by:
 
         rows of x          BLOCK rows of w (in cache)
         +---------+        +---------+
