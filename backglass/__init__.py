@@ -48,6 +48,16 @@ def record(settings: Settings) -> Program:
     return record_micro(gpt2, c, settings.batch_size, settings.seq_len, settings.dtype).validate()
 
 
+def load(path: str | Path, device: str = "cpu") -> Any:
+    """A model to generate with, from a run, a checkpoint or a Hugging Face folder; see infer.model.
+
+    model.generate("text"), model.loss(tokens), model.grads(tokens)
+    """
+    from backglass.infer.model import load as run
+
+    return run(path, device)
+
+
 def load_op(path: str | Path) -> Any:
     """Add a user's op folder to the table; see backglass.ops.load_op."""
     from backglass.ops import load_op as run

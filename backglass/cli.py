@@ -11,7 +11,22 @@ import tyro
 from backglass.errors import UserError
 
 # name -> class in backglass/commands/<name>.py
-COMMANDS = {"train": "Train", "check": "Check", "program": "Program", "plan": "Plan"}
+COMMANDS = {
+    "train": "Train",
+    "generate": "Generate",
+    "check": "Check",
+    "explain": "Explain",
+    "program": "Program",
+    "plan": "Plan",
+    "bench": "Bench",
+    "inspect": "Inspect",
+    "convert": "Convert",
+    "data": "Data",
+    "plot": "Plot",
+    "list": "List",
+    "lines": "Lines",
+    "doctor": "Doctor",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         command = tyro.extras.subcommand_cli_from_dict(
-            {name: load(name) for name in COMMANDS},
+            {name: load(name) if argv[:1] == [name] else summary(name) for name in COMMANDS},
             args=argv,
             prog="backglass",
             description="llm.c in Python: GPT-2, every forward and backward pass by hand.",
@@ -44,3 +59,9 @@ def main(argv: list[str] | None = None) -> int:
 def load(name: str):
     """The class of a command."""
     return getattr(importlib.import_module(f"backglass.commands.{name}"), COMMANDS[name])
+
+
+def summary(name: str) -> type:
+    """The class with only the first sentence of its help, for the list of commands."""
+    cls = load(name)
+    return type(cls.__name__, (cls,), {"__doc__": (cls.__doc__ or "").partition("\n")[0]})

@@ -46,6 +46,10 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("adamw", "decays = np.arange(m.size) < decay_size"): "m has p's size",
     ("adamw", "decays = np.arange(v.size) < decay_size"): "v has p's size",
     ("adamw", "decays = np.arange(dp.size) < decay_size"): "dp has p's size",
+    (
+        "attention_cached",
+        "y = np.zeros_like(qkv[:, :, 1])",
+    ): "only the shape of q is used, k has it too",
     ("clip", "return (np.full_like(norm, np.nan) * 1.001,)"): "NaN · 1.001 = NaN",
 }
 

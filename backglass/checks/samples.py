@@ -55,7 +55,8 @@ def with_backward(sample: Sample, rng: np.random.Generator) -> Sample:
     values = dict(sample.values)
     made = call_maths(sig, sample, values)
     for operand, value in zip(sig.outs, made, strict=True):
-        values[operand.name] = value
+        if operand.name not in sig.updated:  # those start from what they were
+            values[operand.name] = value
         if not operand.saved:
             values["d" + operand.name] = rng.standard_normal(value.shape)
     return Sample(op, sample.sizes, sample.attrs, values)

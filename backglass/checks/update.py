@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from backglass.checks import inference
 from backglass.checks.op import Result
 from backglass.checks.samples import Sample, call_maths
 from backglass.ops import Op
@@ -17,8 +18,8 @@ LIMIT = 1e-12
 
 
 def check_update(op: Op) -> list[Result]:
-    """Results for adamw, clip or global_norm; empty for any other op."""
-    checks = {"adamw": _adamw, "clip": _clip, "global_norm": _global_norm}
+    """Results for adamw, clip, global_norm and the inference ops; empty for any other op."""
+    checks = {"adamw": _adamw, "clip": _clip, "global_norm": _global_norm, **inference.CHECKS}
     if op.name not in checks:
         return []
     return [

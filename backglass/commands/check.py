@@ -18,7 +18,7 @@ class Check:
     """Prove gradients: backward against finite differences, kernels against the maths, and that the
     proof can fail.
 
-    Examples:
+    For example:
       backglass check                       every op and model, then the planted bugs
       backglass check layernorm matmul      two ops
       backglass check gpt2                  mirror, directional derivatives, eager = recorded
@@ -30,6 +30,9 @@ class Check:
     device: Annotated[
         Literal["cpu", "numpy"], arg(help="whose kernels are held against the maths")
     ] = "cpu"
+    against: Annotated[
+        str | None, arg(help="debug state of llm.c, its model .bin beside it", metavar="FILE")
+    ] = None
     planted: Annotated[
         bool, arg(help="plant bugs too: the checks must catch every one (default without names)")
     ] = False
@@ -41,14 +44,15 @@ class Check:
 
         start, results = time.perf_counter(), []
         try:
-            for r in checks.check(self.names, self.device):
+            for r in self.wanted():
                 results.append(r)
                 if not self.json and (self.verbose or not r.ok):
                     print(f"{'ok ' if r.ok else 'BAD'}  {r.check:11s} {r.op:14s} {r.what:24s} "
                           f"error {r.error:.1e} of {r.bound:.1e}   {r.case} {r.note}")  # fmt: skip
         except ValueError as error:
             raise wrong_use(str(error)) from None
-        bugs = checks.planted(self.names) if self.planted or not self.names else []
+        plant = self.planted or not (self.names or self.against)
+        bugs = checks.planted(self.names) if plant else []
         bad = [r for r in results if not r.ok]
         missed = [
             b for b in bugs if b.outcome == "missed" or (b.outcome == "equivalent" and not b.reason)
@@ -59,6 +63,18 @@ class Check:
         else:
             print_checks(results, bugs, missed, time.perf_counter() - start)
         return 1 if bad or missed else 0
+
+    def wanted(self):
+        """The results asked for, as they come."""
+        from backglass import checks
+
+        if self.against is None:
+            return checks.check(self.names, self.device)
+        if self.names not in ((), ("gpt2",)):
+            raise wrong_use(f"--against compares gpt2, not {' '.join(self.names)}")
+        from backglass.checks.against import check_against
+
+        return iter(check_against(self.against, device=self.device))
 
 
 def worst(group: list) -> str:

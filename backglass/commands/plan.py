@@ -22,7 +22,7 @@ class Plan:
     Exact for what the program holds: states and the arena of activations.  Not counted: Python and
     its libraries, a GPU's context, kernel workspaces.
 
-    Examples:
+    For example:
       backglass plan gpt2-124m --batch-size 64 --seq-len 1024 --dtype bf16 --device-memory 24GiB
       backglass plan gpt2-124m --fit 12GiB               which recomputation fits, at what price
       backglass plan gpt2-124m --recompute fch_gelu,ln1,ln2

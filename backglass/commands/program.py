@@ -16,7 +16,7 @@ from backglass.errors import wrong_use
 class Program:
     """Print the training step of a preset as the list of op calls it is, repeated layers folded.
 
-    Examples:
+    For example:
       backglass program tiny
       backglass program gpt2-124m --batch-size 4 --seq-len 64 --no-fold
       backglass program gpt2-124m --recompute fch_gelu --fuse     before and after

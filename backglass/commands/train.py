@@ -20,7 +20,7 @@ from backglass.errors import wrong_use
 class Train:
     """Train a model; tiny learns real text on any CPU in a few minutes.
 
-    Examples:
+    For example:
       backglass train                                     tiny, on Python's documentation
       backglass train tiny --data book.txt --steps 2000   your own text
       backglass train tiny --tokenizer bpe:1024           a vocabulary learned from the text

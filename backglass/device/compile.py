@@ -41,11 +41,10 @@ def compile_all(tasks: list[Task], progress: Callable[[int, int], None]) -> None
     done = 0
     progress(0, len(tasks))
     for worker in workers:
-        for _ in worker.stdout or ():
-            done += 1
-            progress(done, len(tasks))
-    for worker in workers:
-        worker.wait()
+        with worker:  # closes its pipe and waits
+            for _ in worker.stdout or ():
+                done += 1
+                progress(done, len(tasks))
 
 
 def _start(share: list[Task]) -> subprocess.Popen:

@@ -34,7 +34,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield part
         for file in part.iterdir():
-            with file.open("rb") as f:
+            with file.open("rb+") as f:  # Windows syncs only what may be written
                 os.fsync(f.fileno())
         if path.exists():
             shutil.rmtree(path)

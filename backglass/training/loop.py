@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from backglass import device
-from backglass.data import loader, sources, tokenizer
-from backglass.errors import UserError, wrong_use
-from backglass.formats import hf
+from backglass.errors import UserError
 from backglass.training import checkpoint, report
-from backglass.training.checkpoint import State
 from backglass.training.files import write_json
-from backglass.training.session import Batch, Session, device_options
+from backglass.training.session import Batch
 from backglass.training.settings import Settings
+from backglass.training.start import disk_error, measured_peak_flops, prepare
 
 
 class Stopped(Exception):
@@ -51,25 +45,10 @@ class Trainer:
 
     def __init__(self, s: Settings, out: Path | None, resume: bool, quiet: bool, debug: bool):
         self.s, self.out, self.debug = s, out, debug
-        source = sources.read(s.data, s.format)
-        self.tokenizer = self._tokenizer(source, resume)
-        train_tokens, val_tokens = self._tokens(source)
-        try:
-            self.c = s.model_config(self.tokenizer.vocab_size)
-        except ValueError as error:
-            raise wrong_use(str(error)) from None
-        for part in (train_tokens, val_tokens):
-            loader.check_range(part, self.c.vocab_size, s.data)
-        self.loader = loader.Loader(train_tokens, s.seq_len, s.seed)
-        self.val_windows = loader.Loader(val_tokens, s.seq_len, s.seed).spread(
-            s.val_batches * s.batch_size
-        )
-        self.session = Session(self.c, s, device.get(s.device, **device_options(s)))
-        self.state = State()
-        self._load_parameters(resume)
+        start = prepare(s, out, resume)
+        self.c, self.tokenizer, self.loader = start.c, start.tokenizer, start.loader
+        self.val_windows, self.session, self.state = start.val_windows, start.session, start.state
         self.signal = 0
-        if out:
-            self._open(out, resume)
         self.report = report.Report(out, s, quiet)
         self.session.device.progress = self.report.compiling
         self.report.flops_per_token = 6.0 * self.session.t.layout.count
@@ -98,7 +77,7 @@ class Trainer:
         except BrokenPipeError:  # standard output, not the disk
             raise
         except OSError as error:
-            raise self._disk_error(error) from None
+            raise disk_error(self.out, error) from None
         finally:
             r.close()
             for number, handler in handlers.items():
@@ -233,17 +212,6 @@ class Trainer:
             f"helps; {culprit or 'every line is finite on its own, so the sum overflowed'}"
         )
 
-    def _disk_error(self, error: OSError) -> UserError:
-        steps = checkpoint.steps_in(self.out) if self.out else []
-        last = (
-            f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint exists yet"
-        )
-        return UserError(
-            f"{error.filename or self.out} could not be written: {error.strerror or error}; "
-            f"{last}. Free some "
-            f"space or mend the rights, then add --resume."
-        )
-
     def _headline(self) -> str:
         s, count = self.s, self.session.t.layout.count
         pad = (self.c.padded_vocab_size - self.c.vocab_size) * self.c.channels
@@ -254,99 +222,3 @@ class Trainer:
             f"vocabulary "
             f"{self.c.vocab_size:,}; {s.tokens_per_step:,} tokens a step"
         )
-
-    # ------------------------------------------------------------------------------ start-up
-    def _tokenizer(self, source: sources.Source, resume: bool) -> tokenizer.Tokenizer:
-        if resume and self.out:
-            return tokenizer.load(checkpoint.find(self.out) / "tokenizer.json")
-        if self.s.init and Path(self.s.init).is_dir():
-            return tokenizer.load(checkpoint.find(Path(self.s.init)) / "tokenizer.json")
-        return tokenizer.build(self.s.tokenizer, source.texts)
-
-    def _tokens(self, source: sources.Source) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """(training shards, validation shards)."""
-        if source.is_tokens and source.val:
-            return list(source.train), list(source.val)
-        if source.is_tokens:
-            *rest, last = source.train
-            train_part, val_part = loader.split(last, self.s.seq_len)
-            return [*rest, train_part], [val_part]
-        tokens = np.concatenate([self.tokenizer.encode(t) for t in source.texts])
-        train_part, val_part = loader.split(tokens, self.s.seq_len)
-        return [train_part], [val_part]
-
-    def _load_parameters(self, resume: bool) -> None:
-        layout = self.session.t.layout
-        if resume and self.out:
-            folder = checkpoint.find(self.out)
-            self._must_match(folder, "--resume")
-            flats, self.state = checkpoint.load(folder, layout, self.c.vocab_size)
-            for name, flat in flats.items():
-                self.session.flats[name][...] = flat
-            self.loader.position = self.state.position
-        elif self.s.init:
-            folder = checkpoint.find(Path(self.s.init))
-            self._must_match(folder, "--init")
-            self.session.flats["p"][...] = hf.tensors_in(layout, folder, self.c.vocab_size)
-        else:
-            self.session.init()
-
-    def _must_match(self, folder: Path, flag: str) -> None:
-        """The folder's config.json must describe this run's model."""
-        found = hf.read_config(folder)
-        for name in ("layers", "heads", "channels", "vocab_size", "max_seq_len"):
-            theirs, ours = getattr(found, name), getattr(self.c, name)
-            if theirs != ours:
-                option = {"max_seq_len": "seq_len"}.get(name, name).replace("_", "-")
-                raise wrong_use(
-                    f"{flag}: {folder} has {name} {theirs}, this run has {ours}; give --{option} "
-                    f"{theirs}"
-                )
-
-    def _open(self, out: Path, resume: bool) -> None:
-        """Make the run directory.  A used one is refused unless resuming."""
-        if not resume and out.exists() and any(out.iterdir()):
-            raise wrong_use(
-                f"--out {out} is not empty. Add --resume to continue that run, or choose another."
-            )
-        try:
-            (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-            write_json(out / "run.json", run_json(self.s))
-        except OSError as error:
-            raise self._disk_error(error) from None
-        if resume:
-            _drop_later_events(out / "log.jsonl", self.state.step)
-
-
-def _drop_later_events(path: Path, step: int) -> None:
-    """Steps after the checkpoint will be done again: forget what they logged."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in lines))
-
-
-def run_json(s: Settings) -> dict[str, Any]:
-    import platform
-
-    import backglass
-
-    return {
-        "settings": asdict(s),
-        "versions": {
-            "backglass": backglass.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
-    }
-
-
-def measured_peak_flops() -> float:
-    """FLOP/s of the fastest of a few large BLAS products: what `of peak` refers to."""
-    a = np.ones((768, 768), np.float32)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - start)
-    return 2 * 768**3 / min(times)

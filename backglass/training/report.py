@@ -4,7 +4,6 @@ always."""
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -91,6 +90,10 @@ class Report:
 
 
 def memory_mib() -> float:
-    """Peak resident memory of this process."""
+    """Peak resident memory of this process; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)

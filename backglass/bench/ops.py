@@ -1,0 +1,146 @@
+"""bench ops: every op call at GPT-2 124M's shapes, against the machine's measured ceilings.
+
+A call is bound by arithmetic or by memory; its ceiling is the slower of the two bounds, each
+measured on this machine in the same run: FLOP/s as BLAS reaches them on a large product, bytes/s
+as a triad reaches them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from backglass.device import get
+from backglass.execute.memory import Memory
+from backglass.models import gpt2
+from backglass.program.cost import line_cost
+from backglass.program.record import Call
+from backglass.program.step import record_micro, record_update
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine can do: FLOP/s and bytes/s."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One call.  share: its ceiling's time over its own; ratio: the rival's time over its own."""
+
+    op: str
+    rung: str
+    shape: str
+    dtype: str
+    ms: float
+    gflops: float
+    gbps: float
+    ceiling: str
+    share: float
+    rival: str = ""
+    ratio: float | None = None
+
+
+def bench_ops(
+    names: list[str],
+    B: int,
+    T: int,
+    threads: int | None,
+    rungs: dict[str, str],
+    seconds: float = 0.4,
+) -> Iterator[Row]:
+    """A row for every distinct call of GPT-2 124M's step (plain program), or of the named ops."""
+    device = get("cpu", threads=threads, rungs=rungs)
+    limits = ceilings()
+    seen: set[tuple] = set()
+    for c in distinct_calls(B, T):
+        if names and c.op not in names and c.signature.op not in names:
+            continue
+        key = (c.op, shape_of(c))
+        if key in seen:
+            continue
+        seen.add(key)
+        memory = filled(c)
+        device.prepare([c], memory)
+        ms = best_ms(device.bind([c], memory)[0], seconds)
+        k = line_cost(c, limits.flops_per_s, limits.bytes_per_s)
+        bound = (
+            "FLOP/s" if k.flops / limits.flops_per_s > k.nbytes / limits.bytes_per_s else "bytes/s"
+        )
+        rung = rungs.get(c.signature.op, "fastest")
+        rival, ratio = "", None
+        if c.signature.op == "matmul" and "matmul" not in rungs:
+            blas = get("cpu", threads=threads, rungs={"matmul": "blas"})
+            rival, ratio = "blas", best_ms(blas.bind([c], memory)[0], seconds) / ms
+        yield Row(
+            c.op, rung, shape_of(c), "fp32", ms, k.flops / ms / 1e6, k.nbytes / ms / 1e6, bound,
+            k.seconds * 1e3 / ms, rival, ratio,
+        )  # fmt: skip
+
+
+def distinct_calls(B: int, T: int) -> Iterator[Call]:
+    """Two layers are enough: the others repeat their shapes."""
+    c = gpt2.Config(layers=2, max_seq_len=max(1024, T))
+    yield from record_micro(gpt2, c, B, T)
+    yield from record_update(gpt2, gpt2.Config(max_seq_len=1024))
+
+
+def shape_of(c: Call) -> str:
+    return " ".join(f"{k}={v}" for k, v in c.sizes.items())
+
+
+def filled(c: Call) -> Memory:
+    """Memory in which every operand holds plausible numbers."""
+    memory, rng = Memory(), np.random.default_rng(0)
+    views = [v for v in (*c.read, *c.written)]
+    for v in views:
+        if v.group and v.group not in memory.flat:
+            memory.allocate(_whole(v, views))
+        array = memory.array(v)
+        if array.dtype.kind in "iu":
+            array[...] = rng.integers(0, 255, v.shape)
+        else:
+            array[...] = rng.random(v.shape, np.float32) * 0.1
+    return memory
+
+
+def _whole(v, views):
+    """The flat buffer a member needs: as long as the furthest member of its group in this call."""
+    from dataclasses import replace
+
+    size = max(w.offset + w.size for w in views if w.group == v.group)
+    return replace(v, name=v.group, shape=(size,), offset=0)
+
+
+def best_ms(run: Callable[[], None], seconds: float) -> float:
+    """The best of the runs that fit into `seconds`, at least three, after one to warm up."""
+    run()
+    best, spent, count = np.inf, 0.0, 0
+    while spent < seconds or count < 3:
+        start = time.perf_counter()
+        run()
+        took = time.perf_counter() - start
+        best, spent, count = min(best, took), spent + took, count + 1
+    return best * 1e3
+
+
+def ceilings() -> Ceilings:
+    """Measured now: the best of a BLAS product and of a triad a = b + s·c on both cores."""
+    a = np.random.default_rng(0).random((1536, 1536), np.float32)
+    out = np.empty_like(a)
+    flops = 2 * 1536**3 / (best_ms(lambda: np.dot(a, a, out=out), 0.5) / 1e3)
+    add = get("cpu")
+    n = 1 << 25
+    from backglass.view import View
+
+    x, y, z = (View(name, (n,), "fp32", "act") for name in "xyz")
+    call = Call("add", (z,), (x, y), {}, "forward", "ceiling")
+    memory = Memory()
+    for v in (x, y, z):
+        memory.array(v)[...] = 1
+    return Ceilings(flops, 12 * n / (best_ms(add.bind([call], memory)[0], 0.5) / 1e3))

@@ -1,0 +1,169 @@
+"""Starting a run: everything that happens, and everything that can be wrong, before the first
+step."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import backglass
+from backglass import device
+from backglass.data import loader, sources, tokenizer
+from backglass.errors import UserError, wrong_use
+from backglass.formats import hf
+from backglass.models import gpt2
+from backglass.training import checkpoint
+from backglass.training.checkpoint import State
+from backglass.training.files import write_json
+from backglass.training.session import Session, device_options
+from backglass.training.settings import Settings
+
+
+@dataclass
+class Start:
+    """What a run begins with."""
+
+    c: gpt2.Config
+    tokenizer: tokenizer.Tokenizer
+    loader: loader.Loader
+    val_windows: np.ndarray  # (n, T + 1)
+    session: Session
+    state: State
+
+
+def prepare(s: Settings, out: Path | None, resume: bool) -> Start:
+    """Data, model and state of a run; opens its directory.  Raises UserError for any bad input."""
+    source = sources.read(s.data, s.format)
+    tok = _tokenizer(s, source, out if resume else None)
+    train_tokens, val_tokens = _tokens(s, source, tok)
+    try:
+        c = s.model_config(tok.vocab_size)
+    except ValueError as error:
+        raise wrong_use(str(error)) from None
+    for part in (train_tokens, val_tokens):
+        loader.check_range(part, c.vocab_size, s.data)
+    windows = loader.Loader(val_tokens, s.seq_len, s.seed).spread(s.val_batches * s.batch_size)
+    session = Session(c, s, device.get(s.device, **device_options(s)))
+    start = Start(c, tok, loader.Loader(train_tokens, s.seq_len, s.seed), windows, session, State())
+    _load_parameters(start, s, out if resume else None)
+    if out:
+        _open(out, s, start.state, resume)
+    return start
+
+
+def _tokenizer(s: Settings, source: sources.Source, resumed: Path | None) -> tokenizer.Tokenizer:
+    if resumed:
+        return tokenizer.load(checkpoint.find(resumed) / "tokenizer.json")
+    if s.init and Path(s.init).is_dir():
+        return tokenizer.load(checkpoint.find(Path(s.init)) / "tokenizer.json")
+    return tokenizer.build(s.tokenizer, source.texts)
+
+
+def _tokens(
+    s: Settings, source: sources.Source, tok: tokenizer.Tokenizer
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """(training shards, validation shards)."""
+    if source.is_tokens and source.val:
+        return list(source.train), list(source.val)
+    if source.is_tokens:
+        *rest, last = source.train
+        train_part, val_part = loader.split(last, s.seq_len)
+        return [*rest, train_part], [val_part]
+    train_part, val_part = loader.split(
+        np.concatenate([tok.encode(t) for t in source.texts]), s.seq_len
+    )
+    return [train_part], [val_part]
+
+
+def _load_parameters(start: Start, s: Settings, resumed: Path | None) -> None:
+    """Random, or from --init, or with moments and position from the run that is resumed."""
+    layout, flats, V = start.session.t.layout, start.session.flats, start.c.vocab_size
+    if resumed:
+        folder = checkpoint.find(resumed)
+        _must_match(start.c, folder, "--resume")
+        found, start.state = checkpoint.load(folder, layout, V)
+        for name, flat in found.items():
+            flats[name][...] = flat
+        start.loader.position = start.state.position
+    elif s.init:
+        folder = checkpoint.find(Path(s.init))
+        _must_match(start.c, folder, "--init")
+        flats["p"][...] = hf.tensors_in(layout, folder, V)
+    else:
+        start.session.init()
+
+
+def _must_match(c: gpt2.Config, folder: Path, flag: str) -> None:
+    """The folder's config.json must describe this run's model."""
+    found = hf.read_config(folder)
+    for name in ("layers", "heads", "channels", "vocab_size", "max_seq_len"):
+        theirs, ours = getattr(found, name), getattr(c, name)
+        if theirs != ours:
+            option = {"max_seq_len": "seq_len"}.get(name, name).replace("_", "-")
+            raise wrong_use(
+                f"{flag}: {folder} has {name} {theirs}, this run has {ours}; "
+                f"give --{option} {theirs}"
+            )
+
+
+def _open(out: Path, s: Settings, state: State, resume: bool) -> None:
+    """Make the run directory.  A used one is refused unless resuming."""
+    if not resume and out.exists() and any(out.iterdir()):
+        raise wrong_use(
+            f"--out {out} is not empty. Add --resume to continue that run, or choose another."
+        )
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_json(out / "run.json", run_json(s))
+    except OSError as error:
+        raise disk_error(out, error) from None
+    if resume:
+        _drop_later_events(out / "log.jsonl", state.step)
+
+
+def disk_error(out: Path | None, error: OSError) -> UserError:
+    """What could not be written, and what is safe."""
+    steps = checkpoint.steps_in(out) if out else []
+    last = f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint exists yet"
+    return UserError(
+        f"{error.filename or out} could not be written: {error.strerror or error}; {last}. "
+        "Free some space or mend the rights, then add --resume."
+    )
+
+
+def _drop_later_events(path: Path, step: int) -> None:
+    """Steps after the checkpoint will be done again: forget what they logged."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in lines))
+
+
+def run_json(s: Settings) -> dict[str, Any]:
+    """What run.json holds: enough to do the run again."""
+    return {
+        "settings": asdict(s),
+        "versions": {
+            "backglass": backglass.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+    }
+
+
+def measured_peak_flops() -> float:
+    """FLOP/s of the fastest of a few large BLAS products: what `of peak` refers to."""
+    a = np.ones((768, 768), np.float32)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    return 2 * 768**3 / min(times)
