@@ -1,9 +1,7 @@
 """Compiling the kernels a program needs before it runs: each with one signature, in parallel
 processes.
 
-What is compiled here lands in Numba's cache on disk; the process that trains then only loads it.
-Run as `python -m backglass.device.compile` this module is one of the workers: it reads tasks from
-standard input and prints a line for each one done.
+What is compiled there lands in Numba's cache on disk; the process that trains then only loads it.
 """
 
 from __future__ import annotations
@@ -48,7 +46,12 @@ def compile_all(tasks: list[Task], progress: Callable[[int, int], None]) -> None
 
 
 def _start(share: list[Task]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "backglass.device.compile"]
+    # This process's path: with -m a clone in the working directory would come before the installed
+    # package, and what is compiled there is another file's cache.
+    start = (
+        f"import sys; sys.path[:] = {sys.path!r}; from backglass.device.compile import work; work()"
+    )
+    command = [sys.executable, "-c", start]
     worker = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -76,11 +79,8 @@ def _is_cached(task: Task) -> bool:
         return False
 
 
-def _work() -> None:
+def work() -> None:
+    """A worker: compile the tasks on standard input, print a line for each one done."""
     for task in pickle.loads(base64.b64decode(sys.stdin.read())):
         _kernel(task).compile(task[2])
         print(task[1], flush=True)
-
-
-if __name__ == "__main__":
-    _work()
