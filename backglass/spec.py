@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 Shape = tuple[int, ...]
-PHASES = ("forward", "backward", "recompute", "update")
 
 
 @dataclass(frozen=True)
@@ -72,23 +71,19 @@ class Signature:
 
     def split(self, operands: tuple) -> tuple[tuple, tuple]:
         """(outs, ins) of a call's positional operands, absent optional ones filled with None."""
-        missing = len(self.passed) - len(operands)
-        optional_outs = [o.optional for o in self.outs]
-        optional_ins = [o.optional for o in self.passed_ins]
-        n_out = len(self.outs)
-        if missing and any(optional_outs) == any(optional_ins):
-            missing = -1
-        elif missing > 0 and any(optional_outs):
-            cut = n_out - missing
-            if all(optional_outs[cut:]):
-                operands = operands[:cut] + (None,) * missing + operands[cut:]
-                missing = 0
-        elif missing > 0 and all(optional_ins[len(optional_ins) - missing :]):
-            operands = operands + (None,) * missing
-            missing = 0
+        n, missing = len(self.outs), len(self.passed) - len(operands)
         if missing:
-            raise ValueError(f"{self.call} takes {self}; got {len(operands)} operands")
-        return operands[:n_out], operands[n_out:]
+            sides = ((n, self.outs), (len(self.passed), self.passed_ins))
+            ends = [
+                end
+                for end, side in sides
+                if 0 < missing <= len(side) and all(o.optional for o in side[-missing:])
+            ]
+            if len(ends) != 1:
+                raise ValueError(f"{self.call} takes {self}; got {len(operands)} operands")
+            at = ends[0] - missing
+            operands = (*operands[:at], *(None,) * missing, *operands[at:])
+        return operands[:n], operands[n:]
 
     def bind(self, shapes: tuple[Shape | None, ...]) -> dict[str, int]:
         """Sizes {"N": 8192, "C": 768, …} of a call from its operands' shapes, as `passed` orders

@@ -15,11 +15,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from backglass.cache import cache_folder
 from backglass.errors import UserError
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("BACKGLASS_CACHE", Path.home() / ".cache" / "backglass"))
 
 
 def endpoint() -> str:

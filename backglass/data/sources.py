@@ -143,7 +143,8 @@ def _decode(data: bytes, name: str) -> str:
 
 
 def _shakespeare() -> str:
-    from backglass.data.hub import cache_folder, download
+    from backglass.cache import cache_folder
+    from backglass.data.hub import download
 
     target = cache_folder() / "tinyshakespeare.txt"
     if not target.exists():

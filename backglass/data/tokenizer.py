@@ -10,7 +10,6 @@ All of them are saved as tokenizer.json, which transformers reads too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,9 +134,3 @@ def _gpt2() -> Tokenizer:
     if found.vocab_size != 50257:
         raise UserError(f"{path} has {found.vocab_size} tokens, GPT-2 has 50,257")
     return found
-
-
-def describe(path: Path) -> str:
-    """One line about a tokenizer.json, for `inspect`."""
-    kind = json.loads(path.read_text(encoding="utf-8")).get("model", {}).get("type", "unknown")
-    return f"{kind} tokenizer, {load(path).vocab_size:,} tokens"

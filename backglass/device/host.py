@@ -9,6 +9,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from backglass.cache import cache_folder
+
 
 def _sources_hash() -> str:
     """Numba's cache does not see changes in the helpers a kernel imports; a folder per state of the
@@ -20,8 +22,7 @@ def _sources_hash() -> str:
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("BACKGLASS_CACHE", Path.home() / ".cache" / "backglass")
-    return Path(os.environ.get("NUMBA_CACHE_DIR", Path(base) / "numba")) / _sources_hash()
+    return Path(os.environ.get("NUMBA_CACHE_DIR", cache_folder() / "numba")) / _sources_hash()
 
 
 # Before Numba is imported.  A spinning OpenMP thread that has lost its core to another process

@@ -3,7 +3,6 @@ arguments."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from backglass.device import Device
@@ -21,12 +20,3 @@ class Run:
     def __call__(self) -> None:
         for line in self.lines:
             line()
-
-    def timed(self) -> list[float]:
-        """Execute, and return the milliseconds of each line."""
-        spent = []
-        for line in self.lines:
-            start = time.perf_counter()
-            line()
-            spent.append((time.perf_counter() - start) * 1e3)
-        return spent

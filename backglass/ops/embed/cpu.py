@@ -35,19 +35,21 @@ def embed(x, ids, wte, wpe, add):
         t = n % T
         token = ids[b, t]
         if 0 <= token < wte.shape[0]:
-            _sum(x[b, t], wte[token], wpe[t])
+            sum_rows(x[b, t], wte[token], wpe[t])
         else:
-            _fill(x[b, t], float32(nan))
+            fill(x[b, t], float32(nan))
 
 
 @inline
-def _sum(y, a, b):
+def sum_rows(y, a, b):
+    """y = a + b, one row."""
     for j in range(y.size):
         y[j] = a[j] + b[j]
 
 
 @inline
-def _fill(y, value):
+def fill(y, value):
+    """y = value, one row."""
     for j in range(y.size):
         y[j] = value
 

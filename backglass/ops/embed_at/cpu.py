@@ -9,7 +9,8 @@ reads nothing: its row is NaN, as in embed.
 import numpy as np
 from numpy import float32, nan
 
-from backglass.device.host import inline, kernel, prange
+from backglass.device.host import kernel, prange
+from backglass.ops.embed.cpu import fill, sum_rows
 
 
 @kernel
@@ -20,20 +21,8 @@ def embed_at(x, ids, start, wte, wpe, add):
         b, t = np.int64(n) // T, np.int64(n) % T
         token, s = ids[b, t], start[b] + t
         if s < 0 or s >= wpe.shape[0]:
-            _fill(x[b, t], float32(0))
+            fill(x[b, t], float32(0))
         elif 0 <= token < wte.shape[0]:
-            _sum(x[b, t], wte[token], wpe[s])
+            sum_rows(x[b, t], wte[token], wpe[s])
         else:
-            _fill(x[b, t], float32(nan))
-
-
-@inline
-def _sum(y, a, b):
-    for j in range(y.size):
-        y[j] = a[j] + b[j]
-
-
-@inline
-def _fill(y, value):
-    for j in range(y.size):
-        y[j] = value
+            fill(x[b, t], float32(nan))
