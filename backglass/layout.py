@@ -18,11 +18,12 @@ from functools import cached_property
 
 import numpy as np
 
-from backglass.view import DTYPES, HasMemory, View, gradient_name
+from backglass.view import DTYPES, HasMemory, View, gradient_name, wide
 
-ALIGN_BYTES = (
-    256  # what GPUs want for coalesced and vector access, and a multiple of every cache line
-)
+# Elements between the starts of two tensors are a multiple of this, whatever their dtype: the same
+# parameter has the same offset in p, dp, m, v and master.  128 bf16 numbers are 256 bytes, which is
+# what GPUs want for coalesced and vector access and a multiple of every cache line.
+ALIGN = 128
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ class Space:
 
 
 class Layout:
-    """Places parameters in one flat buffer: those with weight decay first, each aligned to 256
-    bytes."""
+    """Places parameters in one flat buffer: those with weight decay first, each aligned."""
 
     def __init__(self, params: tuple[Param, ...], sizes: dict[str, int], dtype: str):
         self.params, self.sizes, self.dtype = params, sizes, dtype
@@ -91,7 +91,6 @@ class Layout:
     @cached_property
     def slots(self) -> list[Slot]:
         slots, at = [], 0
-        step = ALIGN_BYTES // DTYPES[self.dtype].itemsize
         for decay in (True, False):
             for layer in (None, *range(self.sizes["L"])):
                 for param in self.params:
@@ -99,15 +98,14 @@ class Layout:
                     if param.decay == decay and layered == (layer is not None):
                         slot = Slot(param, layer, shape_of(param.dims, self.sizes), at)
                         slots.append(slot)
-                        at += -(-slot.size // step) * step
+                        at += aligned(slot.size)
         return slots
 
     @cached_property
     def size(self) -> int:
         """Elements of the flat buffer, alignment gaps included; the gaps hold zeros."""
         last = self.slots[-1]
-        step = ALIGN_BYTES // DTYPES[self.dtype].itemsize
-        return last.offset + -(-last.size // step) * step
+        return last.offset + aligned(last.size)
 
     @cached_property
     def decay_size(self) -> int:
@@ -119,23 +117,28 @@ class Layout:
         """Parameters, pad rows included, alignment gaps not."""
         return sum(s.size for s in self.slots)
 
-    def views(self, group: str, kind: str, memory: HasMemory | None = None) -> Space:
+    def views(
+        self, group: str, kind: str, memory: HasMemory | None = None, dtype: str | None = None
+    ) -> Space:
         """All tensors as views into the flat buffer called `group`; gradients get gradient
         names."""
+        dtype = dtype or self.dtype
         space = Space()
-        space.flat = View(group, (self.size,), self.dtype, kind, group, 0, memory=memory)
+        space.flat = View(group, (self.size,), dtype, kind, group, 0, memory=memory)
         space.h = [Space() for _ in range(self.sizes["L"])]
         for s in self.slots:
             name = {"param": s.name, "grad": gradient_name(s.name)}.get(kind, f"{s.name}/{group}")
-            view = View(name, s.shape, self.dtype, kind, group, s.offset, memory=memory)
+            view = View(name, s.shape, dtype, kind, group, s.offset, memory=memory)
             setattr(space if s.layer is None else space.h[s.layer], s.param.name, view)
         return space
 
     def initial(self, seed: int, zero_rows: dict[str, int]) -> np.ndarray:
-        """The flat buffer before training.  zero_rows: {"wte": V} keeps the pad rows from V on
-        zero."""
+        """The flat buffer before training, not rounded to bf16 yet.
+
+        zero_rows: {"wte": V} keeps the pad rows from V on zero.
+        """
         rng = np.random.default_rng(seed)
-        flat = np.zeros(self.size, DTYPES[self.dtype])
+        flat = np.zeros(self.size, DTYPES[wide(self.dtype)])
         for s in self.slots:
             w = flat[s.offset : s.offset + s.size].reshape(s.shape)
             if s.param.ones:
@@ -162,12 +165,17 @@ def activations(
     space.h = [Space() for _ in range(sizes["L"])]
     for name, text in fields.items():
         dims, _, role = (part.strip() for part in text.partition("|"))
-        kept = "fp32" if role == "stat" and dtype == "bf16" else dtype
+        kept = wide(dtype) if role == "stat" else dtype
         for layer in range(sizes["L"]) if is_layered(dims) else (None,):
             full = mark + name if layer is None else f"h{layer}.{mark}{name}"
             view = View(full, shape_of(dims, sizes), kept, "act", memory=memory)
             setattr(space if layer is None else space.h[layer], name, view)
     return space
+
+
+def aligned(size: int) -> int:
+    """size rounded up to a multiple of ALIGN elements."""
+    return -(-size // ALIGN) * ALIGN
 
 
 def is_layered(dims: str) -> bool:

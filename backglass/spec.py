@@ -34,6 +34,7 @@ class Operand:
     add: bool = False
     optional: bool = False
     saved: bool = False
+    holds: str = ""  # "" the working dtype, "wide" fp32 beside bf16, "int" ids or seeds
 
     def shape(self, sizes: dict[str, int]) -> Shape:
         return tuple(size_of(d, sizes) for d in self.dims)
@@ -136,6 +137,7 @@ class OpSpec:
     integers: operands that hold token ids or seeds and their range, "targets:-1:vocab_size";
     nothing is differentiated with
         respect to them.
+    wide: operands that stay fp32 beside bf16, "loss m v"; saved ones always do.
     positive: operands that are positive by nature, "v norm"; tests draw them from (0.05, 0.95).
     """
 
@@ -147,6 +149,7 @@ class OpSpec:
     bytes: dict[str, str] = field(default_factory=dict)
     cases: tuple[dict[str, int], ...] = ()
     integers: str = ""
+    wide: str = ""
     positive: str = ""
     phase: str = "forward"
     equals: str = ""
@@ -162,9 +165,11 @@ class OpSpec:
     def _signature(self, op: str, call: str, text: str, known: dict, phase: str) -> Signature:
         left, right = text.split("->")
         made, _, saved = right.partition("|")
-        ins = tuple(_operand(t, known) for t in left.split())
-        outs = tuple(_operand(t, known) for t in made.split())
-        outs += tuple(_operand(t, known, saved=True) for t in saved.split())
+        holds = dict.fromkeys(_saved_names(self.forward) + self.wide.split(), "wide")
+        holds |= dict.fromkeys((t.split(":")[0] for t in self.integers.split()), "int")
+        ins = tuple(_operand(t, known, holds) for t in left.split())
+        outs = tuple(_operand(t, known, holds) for t in made.split())
+        outs += tuple(_operand(t, known, holds, saved=True) for t in saved.split())
         pairs = tuple(tuple(p.split(":")) for p in self.inplace.split())
         names = {o.name for o in ins}, {o.name for o in outs}
         return Signature(
@@ -185,7 +190,13 @@ def size_of(dim: str, sizes: dict[str, int]) -> int:
     return int(dim) if dim.isdigit() else sizes[dim]
 
 
-def _operand(text: str, known: dict[str, tuple[str, ...]], saved: bool = False) -> Operand:
+def _saved_names(forward: str) -> list[str]:
+    return re.findall(r"(\w+)\[", forward.partition("|")[2])
+
+
+def _operand(
+    text: str, known: dict[str, tuple[str, ...]], holds: dict[str, str], saved: bool = False
+) -> Operand:
     match = re.fullmatch(r"(\w+)(?:\[([\w,]+)\])?(\+?)(\??)", text)
     if match is None:
         raise ValueError(f"cannot read the operand {text!r}; expected something like x[N,C]+?")
@@ -197,7 +208,7 @@ def _operand(text: str, known: dict[str, tuple[str, ...]], saved: bool = False) 
     else:
         dims_of = tuple(dims.split(","))
     known.setdefault(name, dims_of)
-    return Operand(name, dims_of, bool(plus), bool(question), saved)
+    return Operand(name, dims_of, bool(plus), bool(question), saved, holds.get(name, ""))
 
 
 def _number(text: str) -> float | int | str:

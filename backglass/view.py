@@ -13,9 +13,11 @@ import numpy as np
 DTYPES: dict[str, np.dtype] = {
     "fp64": np.dtype(np.float64),
     "fp32": np.dtype(np.float32),
+    "tf32": np.dtype(np.float32),  # held as fp32; a matmul may round its operands to 10 bits
     "bf16": np.dtype(ml_dtypes.bfloat16),
     "i32": np.dtype(np.int32),
     "i64": np.dtype(np.int64),
+    "u8": np.dtype(np.uint8),
 }
 # act: lives between its first write and its last read, the planner gives it a place in the arena.
 # param, grad, state: whole runs.  input, output: how the host talks to a program.
@@ -25,7 +27,7 @@ KINDS = ("act", "param", "grad", "state", "input", "output")
 class HasMemory(Protocol):
     """What a view needs from an executor's memory to show its values."""
 
-    def array(self, view: View) -> np.ndarray: ...
+    def read(self, view: View) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,7 @@ class View:
             raise ValueError(
                 f"{self.name} is symbolic: it is a name in a program and holds no values"
             )
-        return self.memory.array(self).copy()
+        return self.memory.read(self)
 
     def __repr__(self) -> str:
         head = f"{self.name} {self.shape} {self.dtype}"
@@ -84,6 +86,11 @@ class View:
             return f"<{head}  {bad} of {x.size} values are not finite>\n{values}"
         stats = f"mean {x.mean():.4g}  std {x.std():.4g}  min {x.min():.4g}  max {x.max():.4g}"
         return f"<{head}  {stats}>\n{values}"
+
+
+def wide(dtype: str) -> str:
+    """The dtype of what is not rounded beside tensors of dtype: statistics, losses, moments."""
+    return "fp32" if dtype in ("bf16", "tf32") else dtype
 
 
 def gradient_name(name: str) -> str:

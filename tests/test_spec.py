@@ -3,7 +3,9 @@
 import pytest
 
 from backglass.ops import signature, table
+from backglass.program.record import make_call
 from backglass.spec import OpSpec
+from backglass.view import View
 
 
 def test_bind_absorbs_leading_axes_into_the_first_dim():
@@ -36,8 +38,26 @@ def test_split_rejects_a_missing_operand():
 
 def test_outputs_named_like_inputs_are_updated_in_place_and_passed_once():
     sig = signature("adamw")
-    assert sig.updated == ("p", "m", "v", "dp")
-    assert [o.name for o in sig.passed] == ["p", "m", "v", "dp", "scale", "hyper"]
+    assert sig.updated == ("p", "m", "v", "dp", "master")
+    assert [o.name for o in sig.passed] == ["p", "m", "v", "dp", "master", "scale", "hyper"]
+
+
+def test_make_call_refuses_a_bf16_statistic():
+    def view(name, dtype, *shape):
+        return View(name, shape, dtype, "act")
+
+    x, y = view("x", "bf16", 4, 8), view("y", "bf16", 4, 8)
+    w, b = view("w", "bf16", 8), view("b", "bf16", 8)
+    mean = view("mean", "fp32", 4)
+    make_call(signature("layernorm"), (y, mean, view("rstd", "fp32", 4), x, w, b), {}, "")
+    with pytest.raises(ValueError, match=r"rstd \(rstd\) is bf16, expected fp32"):
+        make_call(signature("layernorm"), (y, mean, view("rstd", "bf16", 4), x, w, b), {}, "")
+
+
+def test_make_call_refuses_two_working_dtypes():
+    views = (View(n, (8,), d, "act") for n, d in (("y", "fp32"), ("x", "bf16")))
+    with pytest.raises(ValueError, match=r"x \(x\) is bf16, expected fp32"):
+        make_call(signature("gelu"), tuple(views), {}, "")
 
 
 def test_backward_dims_default_to_the_forwards():

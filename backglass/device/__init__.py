@@ -1,7 +1,9 @@
 """Devices: where the lines of a program execute.
 
-numpy    the maths files, in float32 or float64.  Slow, obvious.
-cpu      the Numba kernels.
+numpy      the maths files, in float32 or float64.  Slow, obvious.
+cpu        the Numba kernels.
+cuda       the Triton kernels on an NVIDIA GPU; cuda:1 on the second.
+interpret  the Triton kernels in Triton's interpreter, on the host.
 """
 
 from __future__ import annotations
@@ -12,14 +14,19 @@ from typing import Protocol
 from backglass.execute.memory import Memory
 from backglass.program.record import Call
 
-NAMES = ("cpu", "numpy")
+NAMES = ("cpu", "numpy", "cuda", "interpret")
 
 
 class Device(Protocol):
     """Turns calls into functions without arguments, all operands bound."""
 
     name: str
+    dtypes: tuple[str, ...]  # that its kernels compute in
     progress: Callable[[int, int], None]  # told (done, total) while kernels are compiled
+
+    def memory(self) -> Memory:
+        """Memory its kernels can work on."""
+        ...
 
     def prepare(self, calls: Iterable[Call], memory: Memory) -> None:
         """Compile what these calls need, before they are bound."""
@@ -42,4 +49,12 @@ def get(name: str, **options) -> Device:
         from backglass.device.cpu import Cpu
 
         return Cpu(**options)
+    if name == "interpret":
+        from backglass.device.interpret import Interpret
+
+        return Interpret(**options)
+    if name.partition(":")[0] == "cuda":
+        from backglass.device.cuda import Cuda
+
+        return Cuda(name, **options)
     raise ValueError(f"there is no device {name!r}; there are {', '.join(NAMES)}")

@@ -16,9 +16,13 @@ from backglass.spec import Signature
 
 class Reference:
     name = "numpy"
+    dtypes = ("fp32",)
 
     def __init__(self) -> None:
         self.progress: Callable[[int, int], None] = lambda done, total: None
+
+    def memory(self) -> Memory:
+        return Memory()
 
     def prepare(self, calls: Iterable[Call], memory: Memory) -> None:
         pass  # nothing to compile

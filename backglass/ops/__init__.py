@@ -102,6 +102,20 @@ def signature(call: str) -> Signature:
     raise AttributeError(f"there is no op call {call!r}; known: {', '.join(known)}")
 
 
+def rungs_of(op: str, kind: str) -> dict[str, str]:
+    """The rungs of an op's ladder for cpu or gpu: version -> module.  Empty if it has none."""
+    ladder = table()[op].tier("ladder") if op in table() else None
+    return getattr(ladder, {"cpu": "VERSIONS", "gpu": "GPU_VERSIONS"}[kind], {})
+
+
+def known_rungs(op: str, kind: str) -> str:
+    """A sentence about the rungs there are."""
+    if op not in table():
+        return f"there is no op {op!r}"
+    names = ", ".join(rungs_of(op, kind))
+    return f"{op} has the rungs {names}" if names else f"{op} has no ladder for the {kind}"
+
+
 def __getattr__(name: str) -> Op:
     if name.startswith("_"):
         raise AttributeError(name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from backglass.ops import signature
 from backglass.spec import Signature
-from backglass.view import View
+from backglass.view import View, wide
 
 if TYPE_CHECKING:
     from backglass.program.plan import Plan
@@ -153,7 +153,24 @@ def make_call(sig: Signature, operands: tuple, attrs: dict[str, Any], where: str
         raise ValueError(f"{sig.call} has no attr {', '.join(unknown)}; it has {sig.attrs}")
     call = Call(sig.call, outs, ins, sig.attrs | attrs, sig.phase, where)
     _ = call.sizes  # raises if the shapes do not fit
+    _check_dtypes(call)
     return call
+
+
+def _check_dtypes(c: Call) -> None:
+    """Operands share one dtype, those the spec calls wide its wide form."""
+    working: str | None = None
+    for operand, v in zip(c.signature.passed, (*c.outs, *c.ins), strict=True):
+        if v is None or operand.holds == "int":
+            continue
+        if operand.holds == "wide":
+            fits = v.dtype == (wide(working) if working else v.dtype) and wide(v.dtype) == v.dtype
+            expected = f"{wide(working or v.dtype)}, which it stays beside {working}"
+        else:
+            working = working or v.dtype
+            fits, expected = v.dtype == working, f"{working} like the others"
+        if not fits:
+            raise ValueError(f"{c.op}: {operand.name} ({v.name}) is {v.dtype}, expected {expected}")
 
 
 def caller() -> str:

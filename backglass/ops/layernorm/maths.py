@@ -65,6 +65,7 @@ FUSED = {
             dx+, dw, db = d_layernorm(dy, x, w, mean, rstd)
         """,
         phase="backward",
+        wide="mean rstd",
         inplace="dx:dres",
         flops={"d_layernorm_add": "15*N*C"},
         cases=(dict(N=1, C=3), dict(N=41, C=781)),

@@ -40,6 +40,7 @@ SPEC = OpSpec(
     backward={"d_softmax_xent": "dloss[N] logits lse targets -> dlogits[N,V]"},
     attrs="vocab_size=0",
     integers="targets:-1:vocab_size",
+    wide="loss dloss",
     inplace="dlogits:logits",
     flops={"softmax_xent": "4*N*V", "d_softmax_xent": "4*N*V"},
     cases=(
@@ -63,6 +64,7 @@ FUSED = {
         """,
         attrs="vocab_size=0",
         integers="targets:-1:vocab_size",
+        wide="loss dloss",
         flops={"linear_xent": "6*N*C*V"},
         cases=(dict(N=1, C=3, V=5, vocab_size=5), dict(N=70, C=33, V=256, vocab_size=251)),
     ),

@@ -1,0 +1,52 @@
+"""Pieces of Triton that the kernels of several ops share.
+
+`_p` is a pointer, `offs` offsets, `acc` a sum in fp32.  Loads widen bf16 to fp32 at once; stores
+round once.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from backglass.device.gpu import Tensor
+
+COLUMNS = 128  # columns a program of column_sums adds up
+
+
+@triton.jit
+def store(p, value, mask, ADD: tl.constexpr):
+    """*p = value, or *p += value; the sum is taken in fp32 and rounded once."""
+    if ADD:
+        value += tl.load(p, mask=mask, other=0).to(tl.float32)
+    tl.store(p, value.to(p.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def column_sums_kernel(
+    out_p, x_p, N, C, stride, ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """out[c] (+)= Σ_n x[n, c] for a few hundred fp32 rows, in an order that N alone decides."""
+    cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros((ROWS, BLOCK), tl.float32)
+    for first in range(0, N, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        mask = (rows < N)[:, None] & (cols < C)[None, :]
+        acc += tl.load(x_p + rows[:, None] * stride + cols[None, :], mask=mask, other=0)
+    store(out_p + cols, tl.sum(acc, 0), cols < C, ADD)
+
+
+def column_sums(out: Tensor, x: Tensor, add: bool, first: int = 0) -> None:
+    """out (C,) (+)= the sum over the rows of x (N, ≥ first + C), fp32, from column `first` on.
+
+    The last step of a reduction in two: reads 4·N·C bytes.
+    """
+    (C,), (N, stride) = out.shape, x.shape
+    x = x.part(4 * first, "fp32", N, stride)
+    grid = (triton.cdiv(C, COLUMNS),)
+    column_sums_kernel[grid](out, x, N, C, stride, add, ROWS=32, BLOCK=COLUMNS)
+
+
+def power_of_2(n: int, low: int = 1) -> int:
+    """The smallest power of two ≥ n and ≥ low: what a tile's side must be."""
+    return max(low, triton.next_power_of_2(n))
