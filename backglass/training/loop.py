@@ -170,7 +170,7 @@ class Trainer:
                 folder,
                 self.c,
                 self.session.t.layout,
-                self.session.flats,
+                self.session.state(),
                 self.tokenizer,
                 self.state,
                 self.s,
