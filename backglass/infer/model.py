@@ -222,8 +222,8 @@ def load(
     """A model from a run directory (its newest checkpoint), a checkpoint, a folder saved by
     transformers, its model.safetensors, or hf:NAME from the hub.
 
-    device: see backglass.device; dtype: one the device has, or fp64 on numpy.  Raises UserError if there is no model, it
-    is damaged, or not a GPT-2.
+    device: see backglass.device; dtype: one the device has, or fp64 on numpy.  Raises UserError if
+    there is no model, it is damaged, or not a GPT-2.
     """
     folder = find(str(path))
     options: dict[str, Any] = {"threads": threads} if device == "cpu" else {}
