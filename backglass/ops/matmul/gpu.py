@@ -32,7 +32,7 @@ from backglass.ops.matmul.ladder.v4_plain import (
 )
 
 PROGRAMS = 132  # multiprocessors of an H100; more of them wait, fewer idle
-LEAST_K = 2048  # of a piece: shorter ones cost more in partial sums than they gain
+LEAST_K = 1024  # of a piece: shorter ones cost more in partial sums than they gain
 GROUP = 8  # rows of tiles visited together: 8 rows of a and 8 columns of b fit the L2 cache
 
 # (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) by bytes of an operand's number
