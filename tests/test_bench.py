@@ -213,8 +213,8 @@ def test_a_step_longer_than_the_presets_context_gets_a_longer_model():
 
 # ------------------------------------------------------------------------------ llm.c
 def test_llmc_files_are_read_by_the_independent_reader(tmp_path):
-    c, parameters = worker.random_model(TINY)
-    llmc.write_files(tmp_path, c, parameters)
+    c, layout, parameters = worker.random_weights(TINY)
+    llmc.write_files(tmp_path, c, layout, parameters)
     theirs, p = one.load(tmp_path / "gpt2_124M.bin")
     assert (theirs.layers, theirs.channels, theirs.vocab_size) == (2, 15, 131)
     assert np.std(p.wte) == pytest.approx(0.02, rel=0.1)
@@ -260,8 +260,8 @@ def test_llmc_that_fails_is_told_with_its_last_line(stand_in):
 
 
 def test_llmc_built_for_another_shape_is_not_measured(stand_in):
-    lines = LLMC_LINES.replace("num_batches: 64", "num_batches: 16")
-    m = llmc.measure(stand_in(lines), TINY | {"steps": 2}, "case")
+    larger = LLMC_LINES.replace("num_batches: 64", "num_batches: 16")
+    m = llmc.measure(stand_in(larger), TINY | {"steps": 2}, "case")
     assert "another B or T" in m.missing and not m.value
 
 
@@ -297,8 +297,8 @@ def test_from_start_compiles_once_and_then_finds_the_cache(monkeypatch, tmp_path
     (warm, cold), rivals = start.compare(
         Settings(steps=2, batch_size=3, seq_len=5), 0, False, lambda m: None
     )
-    lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
-    caches, numba_caches, outs = zip(*lines, strict=True)
+    started = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    caches, numba_caches, outs = zip(*started, strict=True)
     assert len(set(caches)) == 1 and len(set(outs)) == 1 + start.RUNS == warm.count + cold.count
     assert set(numba_caches) == {"False"}
     assert warm.case == "train-tiny-cpu-fp32-b3-t5-start-to-step-2" and warm.unit == TIME
@@ -359,10 +359,9 @@ def test_table_rows_compare_only_what_had_the_same_shape(monkeypatch):
 
 
 def test_table_counts_a_rung_in_the_place_of_its_kernel():
-    whole, naive = table.our_lines(""), table.our_lines("matmul=v1")
-    folder = table.lines.PACKAGE / "ops" / "matmul"
-    count = table.lines.count
-    assert whole - naive == count(folder / "cpu.py") - count(folder / "ladder" / "v1_naive.py")
+    paths, folder = lines.rows(), lines.PACKAGE / "ops" / "matmul"
+    saved = table.our_lines(paths, "") - table.our_lines(paths, "matmul=v1")
+    assert saved == lines.count(folder / "cpu.py") - lines.count(folder / "ladder" / "v1_naive.py")
 
 
 # ------------------------------------------------------------------------------ bench ops

@@ -75,14 +75,11 @@ def measure(folder: str, job: dict[str, Any], case: str) -> Measured:
     return rate(name, case, B * T, ms, seen.peak_bytes, warmup=1)
 
 
-def write_files(folder: Path, c: Any, parameters: np.ndarray) -> None:
+def write_files(folder: Path, c: Any, layout: Any, parameters: np.ndarray) -> None:
     """All that train_gpt2 opens, below `folder`."""
     from backglass.commands.data import write_shard
     from backglass.formats import llmc
-    from backglass.layout import Layout
-    from backglass.models import gpt2
 
-    layout = Layout(gpt2.PARAMS, c.sizes(1, 1), "fp32")
     llmc.write_model(folder / "gpt2_124M.bin", c, layout, parameters)
     write_tokenizer(folder / "gpt2_tokenizer.bin", c.vocab_size)
     data = folder / "dev" / "data" / "tinyshakespeare"

@@ -67,20 +67,19 @@ def rows(
 
 def code_lines(llmc_folder: str | None) -> dict[str, int]:
     """Implementation -> lines on its reading path.  Of PyTorch only those that call it."""
-    calls = measured.RIVALS / "torch_gpt2.py"
+    calls, paths = measured.RIVALS / "torch_gpt2.py", lines.rows()
     return {
-        "backglass": our_lines(""), "backglass, BLAS": our_lines("matmul=blas"),
-        NAIVE: our_lines(NAIVE_RUNGS),
+        "backglass": our_lines(paths, ""), "backglass, BLAS": our_lines(paths, "matmul=blas"),
+        NAIVE: our_lines(paths, NAIVE_RUNGS),
         "torch.compile": lines.count(calls) if calls.exists() else 0,
         "llm.c": llmc.code_lines(llmc_folder) if llmc_folder else 0,
     }  # fmt: skip
 
 
-def our_lines(rungs: str) -> int:
+def our_lines(paths: list[dict[str, Any]], rungs: str) -> int:
     """The maths and the CPU kernels, where a rung takes the place of its op's cpu.py."""
-    found = lines.rows()
-    of_file = {name: count for r in found for name, count in r["files"].items()}
-    total = sum(r["lines"] for r in found if r["path"] in ("maths", "cpu"))
+    of_file = {name: count for r in paths for name, count in r["files"].items()}
+    total = sum(r["lines"] for r in paths if r["path"] in ("maths", "cpu"))
     for op, rung in (pair.split("=") for pair in rungs.split(",") if pair):
         module = importlib.import_module(f"backglass.ops.{op}.ladder").VERSIONS[rung]
         total -= of_file[f"backglass/ops/{op}/cpu.py"]

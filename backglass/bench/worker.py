@@ -49,7 +49,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
 def one_file(job: dict[str, Any]) -> dict[str, Any]:
     """The same steps of train_gpt2.py."""
-    one = load(Path(job["file"]))
+    one = module_at(Path(job["file"]))
     c = SimpleNamespace(**{name: job[name] for name in SIZES})
     p, dp, m, v = one.init(c, np.random.default_rng(0)), one.zeros(c), one.zeros(c), one.zeros(c)
 
@@ -82,7 +82,7 @@ def generate(job: dict[str, Any]) -> dict[str, Any]:
     """
     from backglass.infer.sampling import Sampling
 
-    g = generator(job)
+    g = model(job).generator(job["batch_size"])
     shape = (job["batch_size"], job["prompt_tokens"])
     prompts = list(np.random.default_rng(0).integers(0, job["vocab_size"], shape))
     prefill_ms, ms, made = [], [], []
@@ -99,35 +99,33 @@ def generate(job: dict[str, Any]) -> dict[str, Any]:
     return {"prefill_ms": prefill_ms, "ms": ms, "tokens": made, "peak_bytes": peak_bytes()}
 
 
-def generator(job: dict[str, Any]) -> Any:
-    """Of the model in job["path"], or of random weights."""
+def model(job: dict[str, Any]) -> Any:
+    """The one in job["path"], or random weights."""
     from backglass import device
-    from backglass.infer.generate import Generator
-    from backglass.infer.model import load as load_model
+    from backglass.infer.model import Model, load
 
-    on, threads = job.get("device", "cpu"), job["threads"] or None
+    name = job.get("device", "cpu")
     if job["path"]:
-        return load_model(job["path"], on, threads=threads).generator(job["batch_size"])
-    c, parameters = random_model(job)
-    options = {"threads": threads} if on == "cpu" else {}
-    return Generator(c, parameters, device.get(on, **options), job["batch_size"])
+        return load(job["path"], name, threads=job["threads"] or None)
+    options = {"threads": job["threads"] or None} if name == "cpu" else {}
+    return Model(*random_weights(job), device.get(name, **options))
 
 
-def random_model(job: dict[str, Any]) -> tuple[Any, np.ndarray]:
-    """(config, flat buffer) of GPT-2's random start."""
+def random_weights(job: dict[str, Any]) -> tuple[Any, Any, np.ndarray]:
+    """(config, layout, flat buffer) of GPT-2's random start."""
     from backglass.layout import Layout
     from backglass.models import gpt2
 
     c = config(job)
     layout = Layout(gpt2.PARAMS, c.sizes(1, 1), "fp32")
-    return c, layout.initial(0, {"wte": c.vocab_size})
+    return c, layout, layout.initial(0, {"wte": c.vocab_size})
 
 
 def llmc_files(job: dict[str, Any]) -> dict[str, Any]:
     """Write what llm.c's train_gpt2 opens into job["folder"]."""
     from backglass.bench.llmc import write_files
 
-    write_files(Path(job["folder"]), *random_model(job))
+    write_files(Path(job["folder"]), *random_weights(job))
     return {}
 
 
@@ -137,7 +135,7 @@ def config(job: dict[str, Any]) -> Any:
     return gpt2.Config(**{name: job[name] for name in SIZES})
 
 
-def load(path: Path) -> Any:
+def module_at(path: Path) -> Any:
     """A Python file as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
