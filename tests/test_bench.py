@@ -70,12 +70,12 @@ def python(body: str) -> list[str]:
 
 # ------------------------------------------------------------------------------ what is measured
 def test_rate_is_the_median_after_warm_up():
-    m = measured.rate("x", "case", tokens=100, ms=[9e9, 9e9, 10, 40, 20], peak_bytes=1)
-    assert (m.value, m.best, m.count) == (100 / 0.020, 100 / 0.010, 3)
+    m = measured.rate("x", "case", 100, [7e3, 9e9, 10, 40, 20], 1, warmup=2, prepare_ms=1e3)
+    assert (m.value, m.best, m.count, m.first_s) == (100 / 0.020, 100 / 0.010, 3, 8)
 
 
 def test_rate_of_fewer_steps_than_warm_up_is_the_last():
-    m = measured.rate("x", "case", tokens=100, ms=[900, 50], peak_bytes=1)
+    m = measured.rate("x", "case", 100, [900, 50], 1, warmup=2)
     assert (m.value, m.count) == (100 / 0.050, 1)
 
 

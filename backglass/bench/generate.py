@@ -13,6 +13,7 @@ from backglass import presets
 from backglass.bench import measured
 from backglass.bench.measured import Measured, rate
 from backglass.bench.train import Say, job_of
+from backglass.bench.worker import SIZES
 from backglass.errors import wrong_use
 
 REPEATS = 3
@@ -48,8 +49,7 @@ def on_disk(name: str, threads: int) -> tuple[str, dict[str, Any]]:
         )
     folder = find(name)
     c = hf.read_config(folder)
-    sizes = ("layers", "heads", "channels", "vocab_size", "max_seq_len")
-    return str(folder), {n: getattr(c, n) for n in sizes} | {"threads": threads}
+    return str(folder), {n: getattr(c, n) for n in SIZES} | {"threads": threads}
 
 
 def compare(
@@ -87,8 +87,8 @@ def phases(
         say(missing[0])
         return missing
     B, P, peak = job["batch_size"], job["prompt_tokens"], result["peak_bytes"]
-    prefill = rate(name, cases[0], B * P, result["prefill_ms"], peak, warmup=0)
-    decode = rate(name, cases[1], B, result["ms"], peak, warmup=0)
+    prefill = rate(name, cases[0], B * P, result["prefill_ms"], peak)
+    decode = rate(name, cases[1], B, result["ms"], peak)
     for phase, m in (("prefill", prefill), ("decode", decode)):
         say(f"{phase:8} {m}")
     return [prefill, decode]

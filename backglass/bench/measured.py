@@ -68,15 +68,16 @@ class Measured:
 
 
 def rate(
-    name: str, case: str, tokens: int, ms: list[float], peak_bytes: int, warmup: int = 2
-) -> Measured:
+    name: str, case: str, tokens: int, ms: list[float], peak_bytes: int, warmup: int = 0,
+    prepare_ms: float = 0.0,
+) -> Measured:  # fmt: skip
     """tokens/s of the median after warm-up, each of ms for so many tokens.  With no more than
-    `warmup` of them the last one counts."""
+    `warmup` of them the last one counts.  prepare_ms: what else was spent before the first."""
     counted = ms[warmup:] or ms[-1:]
     per_s = tokens * 1e3
     return Measured(
         name, case, per_s / statistics.median(counted), RATE, per_s / min(counted), peak_bytes,
-        len(counted), ms[0] / 1e3 if warmup else 0.0,
+        len(counted), (prepare_ms + ms[0]) / 1e3 if warmup else 0.0,
     )  # fmt: skip
 
 

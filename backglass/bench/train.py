@@ -85,4 +85,5 @@ def steps_of(
     if "error" in result:
         return Measured(name, case, missing=result["error"])
     tokens = job["batch_size"] * job["seq_len"]
-    return rate(name, case, tokens, result["ms"], result["peak_bytes"], warmup)
+    peak, prepare = result["peak_bytes"], result.get("prepare_ms", 0.0)
+    return rate(name, case, tokens, result["ms"], peak, warmup, prepare)

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -228,7 +229,7 @@ class Bench:
             },
             "versions": versions,
             "commit": commit(Path(__file__).parent),
-            "command": "backglass " + " ".join(sys.argv[1:]),
+            "command": shlex.join(["backglass", *sys.argv[1:]]),
             "date": datetime.date.today().isoformat(),
         }  # fmt: skip
 
