@@ -1,180 +1,280 @@
-"""matmul on the GPU: tiles moved by the tensor memory accelerator, programs that stay.
+"""matmul on the GPU: warps that specialise, tiles that take turns (ping-pong), in Gluon.
 
     out (M, N) = op(a) (M, K)·op(b) (K, N)      matmul       y  = x·wᵀ + b     b transposed
                                                 d_matmul_x   dx = dy·w
-                                                d_matmul_w   dw = dyᵀ·x        a transposed
 
-What the rung below (ladder/v4_plain) spends on addresses and waiting, this one does not:
-- a *descriptor* tells Hopper's copy engine a matrix's shape and the tile's; one thread then asks
-  for a tile by its corner, nobody computes addresses, and what lies beyond the edge arrives as 0;
-- a transposed operand is loaded as it lies and transposed on the way into the tensor cores;
-- one program per multiprocessor walks over the tiles, so the loads of its next tile begin while the
-  last one is being stored.
+With K = 768 a tile of sums is done after 12 steps, and in the rung below (ladder/v5_tma) the tensor
+cores then wait until it is stored.  Here a program has three groups of warps, each with one task:
 
-Cut along K (`splits`), epilogues and the bias gradient are as in the rung below.  A matrix whose
-rows are not multiples of 16 bytes has no descriptor; it goes to the rung below, as does everything
-on chips older than Hopper.
+    producer     asks the copy engine for tiles of a and b, STAGES ahead       ████████████████
+    consumer 0   multiplies one tile of sums, then finishes and stores it      ▒▒▒▒····▒▒▒▒····
+    consumer 1   the same for the next tile, half a beat later                 ····▒▒▒▒····▒▒▒▒
+
+While one consumer stores (····), the other has the tensor cores (▒▒▒▒) to itself: `turn` says whose
+they are.  Buffers go round: `full[s]` tells the consumer that stage s has arrived, `empty[s]` tells
+the producer that it may be overwritten.  Only with turns may a consumer wait on full[s]: a barrier
+knows its last phase's parity and nothing older, so nobody may fall two phases behind.
+
+An epilogue costs no pass over memory of its own, and hardly time: it works on one consumer's sums
+while the other multiplies.  `pre`, or the old `out` when adding, arrives by the copy engine in the
+buffer from which the result will leave.
+
+653 to 733 TFLOP/s at GPT-2's shapes where cuBLASLt, its fastest algorithm chosen by trial, reaches
+713 to 807 without an epilogue (65,536 rows, bf16, H200, 2026-11-24).  What is missing: tiles of a
+and b sent to two multiprocessors at once (clusters), which Triton 3.6 cannot ask for.
+
+The weight gradient, a sum over K = 65,536, needs none of this: it is the rung below's, as is all
+that Gluon cannot do: fp32, chips before Hopper, rows that are not multiples of 16 bytes, and the
+interpreter.
 """
 
 import triton
-import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from backglass.device.tiles import has_copy_engine, store
-from backglass.ops.matmul.ladder import v4_plain
-from backglass.ops.matmul.ladder.v4_plain import (
-    as_it_is,
-    bias_gradient,
-    bias_programs,
+from backglass.device.tiles import has_copy_engine, tanh
+from backglass.ops.gelu.gpu import d_gelu_of, gelu_of
+from backglass.ops.matmul.ladder import v5_tma
+from backglass.ops.matmul.ladder.v5_tma import (
+    d_matmul_w,
+    d_matmul_w_workspace,
     grouped_tile,
-    keep_and_gelu,
-    sum_splits,
-    times_d_gelu,
 )
 
-PROGRAMS = 132  # multiprocessors of an H100; more of them wait, fewer idle
-LEAST_K = 1024  # of a piece: shorter ones cost more in partial sums than they gain
-GROUP = 8  # rows of tiles visited together: 8 rows of a and 8 columns of b fit the L2 cache
+__all__ = [
+    "d_matmul_w",
+    "d_matmul_w_workspace",
+    "d_matmul_x",
+    "d_matmul_x_gelu",
+    "matmul",
+    "matmul_gelu",
+]
 
-# (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) by bytes of an operand's number
-TILES = {2: (128, 256, 64, 8, 3), 4: (128, 128, 32, 8, 3)}
+PROGRAMS = 132  # multiprocessors of an H100; a program's buffers fill the shared memory of one
+BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 64
+STAGES = 5  # of 32 KiB; with two outgoing tiles that is all the shared memory there is
+GROUP = 8  # rows of tiles visited together, so that what they read stays in the L2 cache
+# 65,536 registers for 3 groups of 128 threads: 168 each, of which the producer gives most away.
+REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS = 168, 240, 24
+
+grouped_tile = gluon.jit(grouped_tile.fn)
+tanh = gluon.jit(tanh.fn)
+gelu_of, d_gelu_of = gluon.jit(gelu_of.fn), gluon.jit(d_gelu_of.fn)
 
 
-@triton.jit
-def matmul_tma_kernel(
-    out_p, pre_p, a_desc, b_desc, bias_p, M, N, K, pieces, k_piece,
-    A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, EPILOGUE: tl.constexpr,
-    ADD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+@gluon.jit
+def matmul_specialised_kernel(
+    out_desc, pre_desc, a_desc, b_desc, bias_p, M, N, K,
+    A_TRANSPOSED: gl.constexpr, B_TRANSPOSED: gl.constexpr, EPILOGUE: gl.constexpr,
+    STAGES: gl.constexpr, GROUP: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
-    for work in tl.range(tl.program_id(0), tiles * pieces, tl.num_programs(0)):
-        piece = work // tiles
-        tile_m, tile_n = grouped_tile(work % tiles, M, N, BLOCK_M, BLOCK_N, GROUP)
-        m, n = tile_m * BLOCK_M, tile_n * BLOCK_N
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for k in tl.range(piece * k_piece, tl.minimum((piece + 1) * k_piece, K), BLOCK_K):
-            a = a_desc.load([k, m]).T if A_TRANSPOSED else a_desc.load([m, k])
-            b = b_desc.load([n, k]).T if B_TRANSPOSED else b_desc.load([k, n])
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
-        # In two halves: an epilogue on 128×256 sums at once does not fit the registers.
-        halves = tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
-        left, right = tl.split(halves)
-        row = piece * M + m
-        finish(left, out_p, pre_p, bias_p, m, n, row, M, N, EPILOGUE, ADD)
-        finish(right, out_p, pre_p, bias_p, m, n + BLOCK_N // 2, row, M, N, EPILOGUE, ADD)
+    a_bufs = buffers(a_desc, STAGES)
+    b_bufs = buffers(b_desc, STAGES)
+    out_bufs = buffers(out_desc, 2)
+    full, empty = barriers(STAGES), barriers(STAGES)
+    turn, arrived = barriers(2), barriers(2)
+    hopper.fence_async_shared()
+    shape: gl.constexpr = (A_TRANSPOSED, B_TRANSPOSED, STAGES, GROUP)
+    ring = (a_bufs, b_bufs, full, empty)
+    end = (out_desc, pre_desc, bias_p, out_bufs, turn, arrived)
+    gl.warp_specialize(
+        [
+            (consumer, (ring, end, M, N, K, shape, EPILOGUE, 0)),
+            (consumer, (ring, end, M, N, K, shape, EPILOGUE, 1)),
+            (producer, (ring, a_desc, b_desc, out_desc, M, N, K, shape)),
+        ],
+        [4, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+    )
 
 
-@triton.jit
-def finish(
-    acc, out_p, pre_p, bias_p, m, n, row, M, N, EPILOGUE: tl.constexpr, ADD: tl.constexpr
-):  # fmt: skip
-    """Bias, epilogue and store of the tile of sums whose corner is (m, n); row: of `out`."""
-    rows, offs_n = tl.arange(0, acc.shape[0]), n + tl.arange(0, acc.shape[1])
-    if bias_p is not None:
-        acc += tl.load(bias_p + offs_n, mask=offs_n < N, other=0).to(tl.float32)[None, :]
-    mask = (m + rows < M)[:, None] & (offs_n < N)[None, :]
-    offs = (row + rows).to(tl.int64)[:, None] * N + offs_n[None, :]
-    store(out_p + offs, EPILOGUE(acc, pre_p, offs, mask), mask, ADD)
+@gluon.jit
+def buffers(desc, COUNT: gl.constexpr):
+    """COUNT tiles of a descriptor's in shared memory."""
+    return gl.allocate_shared_memory(desc.dtype, [COUNT] + desc.block_type.shape, desc.layout)
+
+
+@gluon.jit
+def barriers(COUNT: gl.constexpr):
+    """COUNT barriers on which one arrival ends a phase."""
+    made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(COUNT):
+        mbarrier.init(made.index(i), count=1)
+    return made
+
+
+@gluon.jit
+def producer(ring, a_desc, b_desc, out_desc, M, N, K, shape: gl.constexpr):
+    """Loads the tiles of a and b that the consumers will multiply, in their order."""
+    a_bufs, b_bufs, full, empty = ring
+    A_TRANSPOSED: gl.constexpr = shape[0]
+    B_TRANSPOSED: gl.constexpr = shape[1]
+    STAGES: gl.constexpr = shape[2]
+    BLOCK_M: gl.constexpr = out_desc.block_type.shape[0]
+    BLOCK_N: gl.constexpr = out_desc.block_type.shape[1]
+    BLOCK_K: gl.constexpr = a_desc.block_type.shape[0 if A_TRANSPOSED else 1]
+    step = 0
+    for tile in range(gl.program_id(0), tiles_of(M, N, BLOCK_M, BLOCK_N), gl.num_programs(0)):
+        tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, shape[3])
+        m = tile_m * BLOCK_M
+        n = tile_n * BLOCK_N
+        for k in range(0, K, BLOCK_K):
+            s = step % STAGES
+            mbarrier.wait(empty.index(s), (step // STAGES + 1) & 1)
+            mbarrier.expect(full.index(s), a_desc.block_type.nbytes + b_desc.block_type.nbytes)
+            at_a = [k, m] if A_TRANSPOSED else [m, k]
+            at_b = [n, k] if B_TRANSPOSED else [k, n]
+            tma.async_copy_global_to_shared(a_desc, at_a, full.index(s), a_bufs.index(s))
+            tma.async_copy_global_to_shared(b_desc, at_b, full.index(s), b_bufs.index(s))
+            step += 1
+
+
+@gluon.jit
+def consumer(ring, end, M, N, K, shape: gl.constexpr, EPILOGUE: gl.constexpr, WHICH: gl.constexpr):
+    """Every other tile of this program, from WHICH on: sums, epilogue, store."""
+    a_bufs, b_bufs, full, empty = ring
+    out_desc, pre_desc, bias_p, out_bufs, turn, arrived = end
+    STAGES: gl.constexpr = shape[2]
+    BLOCK_M: gl.constexpr = out_desc.block_type.shape[0]
+    BLOCK_N: gl.constexpr = out_desc.block_type.shape[1]
+    BLOCK_K: gl.constexpr = a_bufs.shape[1 if shape[0] else 2]
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    out = out_bufs.index(WHICH)
+    steps = (K + BLOCK_K - 1) // BLOCK_K
+    done = 0
+    first = gl.program_id(0) + WHICH * gl.num_programs(0)
+    for tile in range(first, tiles_of(M, N, BLOCK_M, BLOCK_N), 2 * gl.num_programs(0)):
+        tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, shape[3])
+        m = tile_m * BLOCK_M
+        n = tile_n * BLOCK_N
+        if EPILOGUE == "add" or EPILOGUE == "d_gelu":
+            source = pre_desc if EPILOGUE == "d_gelu" else out_desc
+            tma.store_wait(0)  # the last tile has left the buffer
+            mbarrier.expect(arrived.index(WHICH), out_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(source, [m, n], arrived.index(WHICH), out)
+        step = (2 * done + WHICH) * steps
+        mbarrier.wait(turn.index(WHICH), (done + 1 - WHICH) & 1)
+        acc = gl.zeros((BLOCK_M, BLOCK_N), gl.float32, layout)
+        for j in range(steps):
+            s = step % STAGES
+            mbarrier.wait(full.index(s), (step // STAGES) & 1)
+            a = a_bufs.index(s).permute((1, 0)) if shape[0] else a_bufs.index(s)
+            b = b_bufs.index(s).permute((1, 0)) if shape[1] else b_bufs.index(s)
+            acc = hopper.warpgroup_mma(a, b, acc, is_async=True)
+            acc = hopper.warpgroup_mma_wait(1, deps=(acc,))  # all products but this step's
+            mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), pred=j > 0)
+            step += 1
+        mbarrier.arrive(turn.index(1 - WHICH))
+        acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
+        mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES))
+        # In halves: an epilogue on all sums at once does not fit the registers.
+        left, right = acc.reshape((BLOCK_M, 2, BLOCK_N // 2)).permute((0, 2, 1)).split()
+        if bias_p is not None:
+            left = plus_bias(left, bias_p, n, N)
+            right = plus_bias(right, bias_p, n + BLOCK_N // 2, N)
+        if EPILOGUE == "add" or EPILOGUE == "d_gelu":
+            mbarrier.wait(arrived.index(WHICH), done & 1)
+            left = combine(left, out.slice(0, BLOCK_N // 2, dim=1), EPILOGUE)
+            right = combine(right, out.slice(BLOCK_N // 2, BLOCK_N // 2, dim=1), EPILOGUE)
+        if EPILOGUE == "gelu":
+            send(pre_desc, m, n, out, left, right)
+            left = gelu_of(left)
+            right = gelu_of(right)
+        send(out_desc, m, n, out, left, right)
+        done += 1
+    tma.store_wait(0)
+
+
+@gluon.jit
+def plus_bias(acc, bias_p, n, N):
+    cols = n + gl.arange(0, acc.shape[1], gl.SliceLayout(0, acc.type.layout))
+    return acc + gl.load(bias_p + cols, mask=cols < N, other=0).to(gl.float32)[None, :]
+
+
+@gluon.jit
+def combine(acc, buffer, EPILOGUE: gl.constexpr):
+    """The sums and what was there: the old out they are added to, or pre."""
+    there = buffer.load(acc.type.layout).to(gl.float32)
+    return acc * d_gelu_of(there) if EPILOGUE == "d_gelu" else acc + there
+
+
+@gluon.jit
+def send(desc, m, n, out, left, right):
+    """Store a tile through the buffer `out`, once the last one has left it; does not wait."""
+    HALF: gl.constexpr = left.shape[1]
+    tma.store_wait(0)
+    out.slice(0, HALF, dim=1).store(left.to(desc.dtype))
+    out.slice(HALF, HALF, dim=1).store(right.to(desc.dtype))
+    hopper.fence_async_shared()
+    tma.async_copy_shared_to_global(desc, [m, n], out)
+
+
+@gluon.jit
+def tiles_of(M, N, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr):
+    return ((M + BLOCK_M - 1) // BLOCK_M) * ((N + BLOCK_N - 1) // BLOCK_N)
 
 
 def matmul(y, x, w, b, add):
     """y (N, O) = x (N, C)·wᵀ + b; w (O, C), b (O,) or None."""
-    if not has_descriptors(x, w):
-        v4_plain.matmul(y, x, w, b, add)
-    else:
+    if specialises(x, w, y):
         product(y, x, w, b, b_transposed=True)
+    else:
+        v5_tma.matmul(y, x, w, b, add)
 
 
 def matmul_gelu(pre, y, x, w, b, add):
     """pre (N, O) = x (N, C)·wᵀ + b and y = gelu(pre)."""
-    if not has_descriptors(x, w):
-        v4_plain.matmul_gelu(pre, y, x, w, b, add)
+    if specialises(x, w, y):
+        product(y, x, w, b, b_transposed=True, epilogue="gelu", pre=pre)
     else:
-        product(y, x, w, b, b_transposed=True, epilogue=keep_and_gelu, pre=pre)
+        v5_tma.matmul_gelu(pre, y, x, w, b, add)
 
 
 def d_matmul_x(dx, dy, w, add):
     """dx (N, C) (+)= dy (N, O)·w (O, C)."""
-    if not has_descriptors(dy, w):
-        v4_plain.d_matmul_x(dx, dy, w, add)
+    if specialises(dy, w, dx):
+        product(dx, dy, w, epilogue="add" if add[0] else "")
     else:
-        product(dx, dy, w, add=add[0])
+        v5_tma.d_matmul_x(dx, dy, w, add)
 
 
 def d_matmul_x_gelu(dpre, dy, w, pre, add):
     """dpre (N, C) = (dy (N, O)·w (O, C)) ⊙ gelu'(pre)."""
-    if not has_descriptors(dy, w):
-        v4_plain.d_matmul_x_gelu(dpre, dy, w, pre, add)
+    if specialises(dy, w, dpre):
+        product(dpre, dy, w, epilogue="d_gelu", pre=pre)
     else:
-        product(dpre, dy, w, epilogue=times_d_gelu, pre=pre)
+        v5_tma.d_matmul_x_gelu(dpre, dy, w, pre, add)
 
 
-def d_matmul_w_workspace(*, N: int, C: int, O: int, dtype: str, **_: object) -> int:
-    """The pieces' sums, then the bias gradient's partial rows in the same place."""
-    width = 2 if dtype == "bf16" else 4
-    pieces, _ = splits(O, C, N, width)
-    own = max(pieces * O * C * 4 if pieces > 1 else 0, bias_programs(N) * O * 4)
-    return max(own, v4_plain.d_matmul_w_workspace(N=N, C=C, O=O, dtype=dtype))
+def specialises(*operands) -> bool:
+    """Whether Gluon can: bf16 on Hopper, compiled, every row a multiple of 16 bytes."""
+    return (
+        not triton.knobs.runtime.interpret
+        and has_copy_engine()
+        and all(x.dtype.itemsize == 2 and x.shape[1] % 8 == 0 for x in operands)
+    )
 
 
-def d_matmul_w(dw, db, dy, x, add, work):
-    """dw (O, C) (+)= dyᵀ·x, db (O,) (+)= Σ_N dy; dy (N, O), x (N, C)."""
-    if not has_descriptors(dy, x):
-        v4_plain.d_matmul_w(dw, db, dy, x, add, work)
-        return
-    (N, O), (_, C) = dy.shape, x.shape
-    pieces, k_piece = splits(O, C, N, dy.dtype.itemsize)
-    if pieces == 1:
-        product(dw, dy, x, a_transposed=True, add=add[0])
-    else:
-        part = work.part(0, "fp32", pieces, O, C)
-        product(part, dy, x, a_transposed=True, pieces=pieces, k_piece=k_piece)
-        sum_splits(dw, part, add[0])
-    if db is not None:
-        bias_gradient(db, dy, add[1], work)
-
-
-def product(
-    out, a, b, bias=None, a_transposed=False, b_transposed=False, add=False,
-    epilogue=as_it_is, pre=None, pieces=1, k_piece=None,
-):  # fmt: skip
-    """out (M, N) (+)= epilogue(op(a)·op(b) + bias); out (pieces, M, N) if K is cut."""
-    K, M = a.shape if a_transposed else a.shape[::-1]
-    N = b.shape[0] if b_transposed else b.shape[1]
-    block_m, block_n, block_k, warps, stages = TILES[a.dtype.itemsize]
-    a_desc = describe(a, (block_k, block_m) if a_transposed else (block_m, block_k))
-    b_desc = describe(b, (block_n, block_k) if b_transposed else (block_k, block_n))
-    tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
-    matmul_tma_kernel[(min(PROGRAMS, tiles * pieces),)](
-        out, pre, a_desc, b_desc, bias, M, N, K, pieces, k_piece or K,
-        A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed, EPILOGUE=epilogue, ADD=add,
-        PRECISION=a.precision, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, GROUP=GROUP,
-        num_warps=warps, num_stages=stages,
+def product(out, a, b, bias=None, b_transposed=False, epilogue="", pre=None):
+    """out (M, N) = epilogue(a (M, K)·op(b) + bias); pre (M, N) is read or written by it."""
+    (M, K), N = a.shape, out.shape[1]
+    tiles = triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N)
+    out_desc = describe(out, BLOCK_M, BLOCK_N)
+    matmul_specialised_kernel[(min(PROGRAMS, tiles),)](
+        out_desc, describe(pre, BLOCK_M, BLOCK_N) if pre else out_desc,
+        describe(a, BLOCK_M, BLOCK_K),
+        describe(b, BLOCK_N, BLOCK_K) if b_transposed else describe(b, BLOCK_K, BLOCK_N),
+        bias, M, N, K, A_TRANSPOSED=False, B_TRANSPOSED=b_transposed, EPILOGUE=epilogue,
+        STAGES=STAGES, GROUP=GROUP, CONSUMER_REGISTERS=CONSUMER_REGISTERS,
+        PRODUCER_REGISTERS=PRODUCER_REGISTERS, num_warps=4, maxnreg=REGISTERS,
     )  # fmt: skip
 
 
-def describe(x, tile):
-    """The descriptor of a matrix for tiles of this shape."""
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), list(tile))
-
-
-def has_descriptors(*operands) -> bool:
-    """Whether there is a copy engine, and every row begins on a multiple of 16 bytes."""
-    return has_copy_engine() and all(x.shape[1] * x.dtype.itemsize % 16 == 0 for x in operands)
-
-
-def splits(M: int, N: int, K: int, itemsize: int) -> tuple[int, int]:
-    """(pieces that K is cut into, length of a piece): as many as fill the multiprocessors best."""
-    block_m, block_n, block_k, *_ = TILES[itemsize]
-    tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
-    most = max(1, min(16, K // LEAST_K))
-
-    def idle(pieces: int) -> float:
-        """Multiprocessor time that is not used, as a share, and what the partial sums cost."""
-        rounds = triton.cdiv(tiles * pieces, PROGRAMS)
-        return rounds * PROGRAMS / (tiles * pieces) + 0.01 * pieces
-
-    pieces = min(range(1, most + 1), key=idle)
-    k_piece = triton.cdiv(triton.cdiv(K, pieces), block_k) * block_k
-    return triton.cdiv(K, k_piece), k_piece
+def describe(x, rows, columns):
+    """The descriptor of a bf16 matrix for tiles of this shape."""
+    layout = gl.NVMMASharedLayout.get_default_for([rows, columns], gl.bfloat16)
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [rows, columns], layout)

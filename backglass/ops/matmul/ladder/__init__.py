@@ -23,6 +23,7 @@ VERSIONS = {
 
 GPU_VERSIONS = {
     "v4": "backglass.ops.matmul.ladder.v4_plain",
-    "v5": "backglass.ops.matmul.gpu",
+    "v5": "backglass.ops.matmul.ladder.v5_tma",
+    "v6": "backglass.ops.matmul.gpu",
     "cublaslt": "backglass.ops.matmul.ladder.cublaslt",
 }
