@@ -6,6 +6,8 @@ This is the machinery under the loop, and what tests and `bg.load(...).grads` us
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,14 +50,22 @@ class Session:
         self.update_program = record_update(gpt2, c, s.dtype).validate()
         evaluated = dataclasses.replace(c, dropout=0.0)
         self.loss_program = record_loss(gpt2, evaluated, B, T, s.dtype).validate()
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, Callable[[], None]] = {}
         self.plans: dict[str, Plan] = {}
 
     def init(self) -> None:
         """GPT-2's random start."""
         self.flats["p"][...] = self.t.layout.initial(self.s.seed, {"wte": self.c.vocab_size})
 
-    def run(self, name: str) -> Run:
+    def execute_eagerly(self) -> None:
+        """From now on micro and update are executed line by line from the model file."""
+        ops = Eager(self.device, self.memory)
+        self._runs = {
+            "micro": partial(run_micro, ops, gpt2, self.c, self.t),
+            "update": partial(run_update, ops, self.t),
+        }
+
+    def run(self, name: str) -> Callable[[], None]:
         """The bound program micro, update or loss; bound when first used."""
         if not self._runs:
             self._bind()
@@ -120,19 +130,6 @@ class Session:
         lr = self.set_hyper(step)
         self.run("update")()
         return float(self.memory.array(self.t.io.norm)[0]), lr
-
-    def eager_step(self, batches: list[Batch], step: int) -> tuple[float, float, float]:
-        """The same step executed line by line from the model file: (loss, norm, lr)."""
-        ops = Eager(self.device, self.memory)
-        counted = sum(int((targets >= 0).sum()) for _, targets in batches)
-        loss = 0.0
-        for k, batch in enumerate(batches):
-            self.load_batch(batch, counted, step, k)
-            run_micro(ops, gpt2, self.c, self.t)
-            loss += self.mean_loss()
-        lr = self.set_hyper(step)
-        run_update(ops, self.t)
-        return loss, float(self.memory.array(self.t.io.norm)[0]), lr
 
     def validate(self, windows: np.ndarray) -> float:
         """Mean loss over windows (n, T + 1), in batches of batch_size; the last batch is padded
