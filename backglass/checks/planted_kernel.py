@@ -24,6 +24,7 @@ class Misbehaving:
     defect: str
     name: str = "planted"
     dtypes: tuple[str, ...] = ("fp32",)
+    captures: bool = False
     progress: Callable[[int, int], None] = lambda done, total: None
     turn: int = 0
 

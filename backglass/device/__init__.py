@@ -22,6 +22,7 @@ class Device(Protocol):
 
     name: str
     dtypes: tuple[str, ...]  # that its kernels compute in
+    captures: bool  # whether it can replay lines as one graph
     progress: Callable[[int, int], None]  # told (done, total) while kernels are compiled
 
     def memory(self) -> Memory:
@@ -37,6 +38,10 @@ class Device(Protocol):
         ...
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]: ...
+
+    def capture(self, lines: list[Callable[[], None]]) -> Callable[[], None]:
+        """The lines as one graph; only where it `captures`."""
+        ...
 
 
 def get(name: str, **options) -> Device:

@@ -26,6 +26,7 @@ class Cpu:
 
     name = "cpu"
     dtypes = ("fp32",)
+    captures = False
 
     def __init__(self, threads: int | None = None, rungs: dict[str, str] | None = None):
         self.threads = threads or numba.config.NUMBA_NUM_THREADS

@@ -58,6 +58,7 @@ class Gpu:
 
     name = ""
     dtypes = ("fp32", "bf16")
+    captures = False
 
     def __init__(self, rungs: dict[str, str] | None = None):
         self.rungs = rungs or {}

@@ -17,6 +17,7 @@ from backglass.spec import Signature
 class Reference:
     name = "numpy"
     dtypes = ("fp32",)
+    captures = False
 
     def __init__(self) -> None:
         self.progress: Callable[[int, int], None] = lambda done, total: None

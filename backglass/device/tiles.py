@@ -17,8 +17,10 @@ ELEMENTS = 2048  # that a program of an element-wise kernel works on: 16 for eac
 
 @triton.jit
 def tanh(x):
-    """1 − 2/(e²ˣ + 1): exact at both ends, where e²ˣ is 0 or infinite."""
-    return 1 - 2 / (tl.exp(2 * x) + 1)
+    """±(1 − e)/(1 + e) with e = e^(−2|x|), which cannot overflow."""
+    e = tl.exp(-2 * tl.abs(x))
+    y = (1 - e) / (1 + e)
+    return tl.where(x < 0, -y, y)
 
 
 @triton.jit

@@ -44,6 +44,10 @@ class Memory:
         """A copy of the values, on the host."""
         return self.array(view).copy()
 
+    def peek(self, view: View) -> np.ndarray:
+        """The values on the host; not a copy where that is where they are."""
+        return self.array(view)
+
     def write(self, view: View, values: Any) -> None:
         """Put values, a number or an array, rounded to the view's dtype, into the tensor."""
         self.array(view)[...] = values
@@ -54,6 +58,11 @@ class Memory:
         if values is not None:
             self.write(flat, values)
         return self.flat[flat.group]
+
+    def adopt(self, flat: View, values: np.ndarray) -> Any:
+        """Use values, of the view's dtype, as the buffer of a group; not copied."""
+        self.flat[flat.group] = values
+        return values
 
     def arena(self, nbytes: int) -> np.ndarray:
         """The arena, at least nbytes long; programs that do not run at the same time share it."""

@@ -63,7 +63,7 @@ def bad_step(
 def find_culprit(session: Session, batches: list[Batch], step: int) -> Culprit | None:
     """The first parameter or line with a value that is not finite; None if every line is clean."""
     for p in session.t.p:
-        if bad := _first_bad(session.memory.array(p)):
+        if bad := _first_bad(session.memory.read(p)):
             return Culprit(p.name, *bad, "the parameter itself, before the step", "", 0)
     found: list[Culprit] = []
     for k, batch in enumerate(batches):
@@ -79,7 +79,7 @@ def find_culprit(session: Session, batches: list[Batch], step: int) -> Culprit |
 def _watch(session: Session, k: int, found: list[Culprit]) -> Callable[[Call], None]:
     def after(c: Call) -> None:
         for v in c.written:
-            if bad := _first_bad(session.memory.array(v)):
+            if bad := _first_bad(session.memory.read(v)):
                 found.append(Culprit(v.name, *bad, str(c), c.where, k))
                 raise _Found
 

@@ -120,6 +120,6 @@ class Trainer:
     def _save(self) -> None:
         """A checkpoint of this step, unless there is one already or nothing is kept."""
         if self.out and not (folder := checkpoint.step_folder(self.out, self.state.step)).exists():
-            t, flats = self.session.t, self.session.flats
-            checkpoint.save(folder, self.c, t.layout, flats, self.tokenizer, self.state, self.s)
+            layout, flats = self.session.t.layout, self.session.state()
+            checkpoint.save(folder, self.c, layout, flats, self.tokenizer, self.state, self.s)
             checkpoint.prune(self.out, self.s.keep)

@@ -10,6 +10,14 @@ from typing import Any
 from backglass.errors import wrong_use
 from backglass.models import gpt2
 
+# device -> its dtypes, the first one taken if none is given; and who multiplies matrices
+DTYPES = {
+    "cpu": ("fp32",),
+    "numpy": ("fp32", "fp64"),
+    "cuda": ("bf16", "tf32", "fp32"),
+    "interpret": ("fp32", "bf16"),
+}
+MATMULS = {"cpu": ("own", "blas"), "cuda": ("own", "cublaslt")}
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
 
@@ -45,12 +53,13 @@ class Settings:
     clip: float = 1.0
 
     device: str = "cpu"
-    dtype: str = "fp32"
+    dtype: str = "auto"
     threads: int = 0  # 0: all cores
     matmul: str = "own"
     rung: str = ""
     recompute: str = ""
     fuse: bool = True
+    graph: bool = True
     seed: int = 1337
     init: str = ""
 
@@ -61,6 +70,14 @@ class Settings:
     keep: int = 3
 
     def __post_init__(self) -> None:
+        kind = self.device.partition(":")[0]
+        if kind not in DTYPES or (kind != self.device and kind != "cuda"):
+            raise wrong_use(
+                f"--device is one of {', '.join(DTYPES)}, cuda:N for another GPU than the first; "
+                f"got {self.device!r}"
+            )
+        if self.dtype == "auto":
+            object.__setattr__(self, "dtype", DTYPES[kind][0])
         for name in (
             "layers",
             "heads",
@@ -83,12 +100,13 @@ class Settings:
                 raise wrong_use(f"{_flag(name)} must be in [0, 1), got {getattr(self, name)}")
         for name, allowed in (
             ("schedule", SCHEDULES), ("attention", ("flash", "explicit")),
-            ("matmul", ("own", "blas")), ("format", ("auto", "nanogpt")),
-            ("device", ("cpu", "numpy")), ("dtype", ("fp32", "fp64")),
+            ("matmul", MATMULS.get(kind, ("own",))), ("dtype", DTYPES[kind]),
+            ("format", ("auto", "nanogpt")),
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
+                on = f" with --device {self.device}" if name in ("matmul", "dtype") else ""
                 raise wrong_use(
-                    f"{_flag(name)} is one of {', '.join(allowed)}; got {getattr(self, name)!r}"
+                    f"{_flag(name)} is one of {', '.join(allowed)}{on}; got {getattr(self, name)!r}"
                 )
         if self.channels % self.heads:
             raise wrong_use(
@@ -100,8 +118,6 @@ class Settings:
                 f"--batch-size "
                 f"{self.batch_size} x --seq-len {self.seq_len} = {self.batch_size * self.seq_len}"
             )
-        if self.dtype == "fp64" and self.device == "cpu":
-            raise wrong_use("--dtype fp64 needs --device numpy; the CPU kernels are fp32")
 
     def _at_least(self, name: str, low: int) -> None:
         value = getattr(self, name)

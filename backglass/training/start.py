@@ -86,18 +86,17 @@ def _tokens(
 
 def _load_parameters(start: Start, s: Settings, resumed: Path | None) -> None:
     """Random, or from --init, or with moments and position from the run that is resumed."""
-    layout, flats, V = start.session.t.layout, start.session.flats, start.c.vocab_size
+    layout, V = start.session.t.layout, start.c.vocab_size
     if resumed:
         folder = checkpoint.find(resumed)
         _must_match(start.c, folder, "--resume")
         found, start.state = checkpoint.load(folder, layout, V)
-        for name, flat in found.items():
-            flats[name][...] = flat
+        start.session.load_state(found)
         start.loader.position = start.state.position
     elif s.init:
         folder = checkpoint.find(Path(s.init))
         _must_match(start.c, folder, "--init")
-        flats["p"][...] = hf.tensors_in(layout, folder, V)
+        start.session.load_state({"p": hf.tensors_in(layout, folder, V)})
     else:
         start.session.init()
 

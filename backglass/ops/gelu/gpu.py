@@ -1,4 +1,7 @@
-"""gelu on the GPU: element by element.  Forward reads N and writes N numbers; backward reads 2·N."""
+"""gelu on the GPU, element by element.
+
+Forward: reads N numbers, writes N.  Backward: reads 2·N, writes N.
+"""
 
 import triton
 import triton.language as tl

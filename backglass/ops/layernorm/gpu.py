@@ -1,7 +1,9 @@
 """layernorm on the GPU: a program takes a few rows, whole, into registers.
 
-    forward    reads N·C, writes N·C numbers; mean and rstd cost 8 bytes a row
-    backward   reads 2·N·C (3 with +dx), writes N·C; dw and db go through PROGRAMS partial rows
+    layernorm         reads N·C, writes N·C numbers; mean and rstd cost 8 bytes a row
+    add_layernorm     reads 2·N·C, writes 2·N·C
+    d_layernorm       reads 2·N·C (3 with +dx), writes N·C; dw and db: PROGRAMS partial rows
+    d_layernorm_add   reads 3·N·C, writes N·C
 
 dw and db are sums over all rows.  Atomic additions would come in another order on every run;
 instead each of PROGRAMS programs walks over every PROGRAMS-th tile and keeps its own dw and db in
@@ -19,13 +21,18 @@ TILE = 4096  # numbers of a tile, at most
 
 @triton.jit
 def layernorm_kernel(
-    y_p, mean_p, rstd_p, x_p, w_p, b_p, N, C, eps, ROWS: tl.constexpr, BLOCK_C: tl.constexpr
-):
+    y_p, mean_p, rstd_p, res_p, x_p, branch_p, w_p, b_p, N, C, eps,
+    ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """y = layernorm(x), or with a branch: res = x + branch, y = layernorm(res)."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # (ROWS,)
     cols = tl.arange(0, BLOCK_C)
     mask = (rows < N)[:, None] & (cols < C)[None, :]
     offs = rows[:, None] * C + cols[None, :]
     x = tl.load(x_p + offs, mask=mask, other=0).to(tl.float32)  # (ROWS, BLOCK_C)
+    if branch_p is not None:
+        x += tl.load(branch_p + offs, mask=mask, other=0).to(tl.float32)
+        store(res_p + offs, x, mask, False)
     mean = tl.sum(x, 1) / C
     xmean = tl.where(mask, x - mean[:, None], 0)
     rstd = 1 / tl.sqrt(tl.sum(xmean * xmean, 1) / C + eps)
@@ -39,18 +46,24 @@ def layernorm_kernel(
 
 def layernorm(y, mean, rstd, x, w, b, eps, add):
     """y (N, C), mean (N,), rstd (N,) from x (N, C), w (C,), b (C,)."""
+    add_layernorm(None, y, mean, rstd, x, None, w, b, eps, add)
+
+
+def add_layernorm(res, y, mean, rstd, x, branch, w, b, eps, add):
+    """res (N, C) = x + branch and its layernorm y, mean, rstd; res may be x or branch."""
     N, C = x.shape
     rows, block, warps = tile(C)
     layernorm_kernel[(triton.cdiv(N, rows),)](
-        y, mean, rstd, x, w, b, N, C, eps, ROWS=rows, BLOCK_C=block, num_warps=warps
+        y, mean, rstd, res, x, branch, w, b, N, C, eps, ROWS=rows, BLOCK_C=block, num_warps=warps
     )
 
 
 @triton.jit
 def d_layernorm_kernel(
-    dx_p, part_p, dy_p, x_p, w_p, mean_p, rstd_p, N, C,
-    ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    dx_p, part_p, dres_p, dy_p, x_p, w_p, mean_p, rstd_p, N, C,
+    ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """dx = (dres +) the gradient through the layernorm; part: this program's share of dw, db."""
     cols = tl.arange(0, BLOCK_C)
     w = tl.load(w_p + cols, mask=cols < C, other=0).to(tl.float32)
     acc_dw = tl.zeros((BLOCK_C,), tl.float32)
@@ -71,7 +84,9 @@ def d_layernorm_kernel(
         along_ones = tl.sum(dn, 1) / C  # 13, second term
         along_n = tl.sum(dn * n, 1) / C  # 13, third term
         dx = rstd[:, None] * (dn - along_ones[:, None] - n * along_n[:, None])  # 13
-        store(dx_p + offs, dx, mask, ADD)
+        if dres_p is not None:
+            dx += tl.load(dres_p + offs, mask=mask, other=0).to(tl.float32)
+        store(dx_p + offs, dx, mask, False)
     part_p += tl.program_id(0) * 2 * C + cols
     tl.store(part_p, acc_dw, mask=cols < C)
     tl.store(part_p + C, acc_db, mask=cols < C)
@@ -84,12 +99,21 @@ def d_layernorm_workspace(*, N: int, C: int, **_: object) -> int:
 
 def d_layernorm(dx, dw, db, dy, x, w, mean, rstd, add, work):
     """dx (N, C), dw (C,), db (C,) from dy (N, C); every one may accumulate."""
+    dres = dx if add[0] else None
+    d_layernorm_add(dx, dw, db, dres, dy, x, w, mean, rstd, add, work)
+
+
+d_layernorm_add_workspace = d_layernorm_workspace
+
+
+def d_layernorm_add(dx, dw, db, dres, dy, x, w, mean, rstd, add, work):
+    """d_layernorm plus dres (N, C), the gradient that passed the branch by; dx may be dres."""
     N, C = x.shape
     rows, block, warps = tile(C)
     programs = _programs(N, C)
     part = work.part(0, "fp32", programs, 2 * C)
     d_layernorm_kernel[(programs,)](
-        dx, part, dy, x, w, mean, rstd, N, C, add[0], ROWS=rows, BLOCK_C=block, num_warps=warps
+        dx, part, dres, dy, x, w, mean, rstd, N, C, ROWS=rows, BLOCK_C=block, num_warps=warps
     )
     column_sums(dw, part, add[1], first=0)
     column_sums(db, part, add[2], first=C)

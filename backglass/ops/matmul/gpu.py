@@ -16,12 +16,16 @@ the same time should share what they read, so tiles are visited in groups of GRO
 The weight gradient is short and wide: 768×768 outputs are 36 tiles for 132 multiprocessors, each a
 sum over 65,536 tokens.  There K is cut into `splits` pieces: every piece writes its own fp32 sum to
 workspace and `sum_splits` adds the pieces in order, the same bits on every run.
+
+An epilogue works on the sums while they are in registers: gelu and its derivative cost no pass over
+memory of their own, only the reading or writing of `pre`.
 """
 
 import triton
 import triton.language as tl
 
 from backglass.device.tiles import column_sums, store
+from backglass.ops.gelu.gpu import d_gelu_of, gelu_of
 
 GROUP = 8  # rows of tiles visited together: 8 rows of a and 8 columns of b fit the L2 cache
 PROGRAMS = 264  # that K is split for: two for each of an H100's 132 multiprocessors
@@ -33,10 +37,26 @@ TILES = {2: (128, 128, 64, 8, 3), 4: (64, 64, 32, 4, 3)}  # by bytes of an opera
 
 
 @triton.jit
+def as_it_is(acc, pre_p, offs, mask):
+    return acc
+
+
+@triton.jit
+def keep_and_gelu(acc, pre_p, offs, mask):
+    store(pre_p + offs, acc, mask, False)
+    return gelu_of(acc)
+
+
+@triton.jit
+def times_d_gelu(acc, pre_p, offs, mask):
+    return acc * d_gelu_of(tl.load(pre_p + offs, mask=mask, other=0).to(tl.float32))
+
+
+@triton.jit
 def matmul_kernel(
-    out_p, a_p, b_p, bias_p, M, N, K, k_piece,
+    out_p, pre_p, a_p, b_p, bias_p, M, N, K, k_piece,
     stride_am, stride_ak, stride_bk, stride_bn,
-    ADD: tl.constexpr, PRECISION: tl.constexpr,
+    EPILOGUE: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     tile_m, tile_n = grouped_tile(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP)
@@ -64,8 +84,10 @@ def matmul_kernel(
     if bias_p is not None:
         acc += tl.load(bias_p + safe_n).to(tl.float32)[None, :]
     mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
-    out_p += tl.program_id(1).to(tl.int64) * M * N
-    store(out_p + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :], acc, mask, ADD)
+    offs = (
+        tl.program_id(1).to(tl.int64) * M * N + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
+    )
+    store(out_p + offs, EPILOGUE(acc, pre_p, offs, mask), mask, ADD)
 
 
 @triton.jit
@@ -115,6 +137,18 @@ def d_matmul_x(dx, dy, w, add):
     product(dx, dy, w, None, (N, C, O), (O, 1), (C, 1), add[0])
 
 
+def matmul_gelu(pre, y, x, w, b, add):
+    """pre (N, O) = x (N, C)·wᵀ + b and y = gelu(pre)."""
+    (N, C), (O, _) = x.shape, w.shape
+    product(y, x, w, b, (N, O, C), (C, 1), (1, C), False, epilogue=keep_and_gelu, pre=pre)
+
+
+def d_matmul_x_gelu(dpre, dy, w, pre, add):
+    """dpre (N, C) = (dy (N, O)·w (O, C)) ⊙ gelu'(pre)."""
+    (N, O), (_, C) = dy.shape, w.shape
+    product(dpre, dy, w, None, (N, C, O), (O, 1), (C, 1), False, epilogue=times_d_gelu, pre=pre)
+
+
 def d_matmul_w_workspace(*, N: int, C: int, O: int, dtype: str, **_: object) -> int:
     """The pieces' sums, or the bias gradient's partial rows, which come after them."""
     pieces, _ = splits(O, C, N, 2 if dtype == "bf16" else 4)
@@ -160,13 +194,17 @@ def splits(M: int, N: int, K: int, itemsize: int) -> tuple[int, int]:
     return triton.cdiv(K, k_piece), k_piece
 
 
-def product(out, a, b, bias, sizes, a_strides, b_strides, add, pieces=1, k_piece=None):
-    """out (M, N) (+)= a·b + bias; sizes (M, N, K), strides in elements of a (m, k) and b (k, n)."""
+def product(
+    out, a, b, bias, sizes, a_strides, b_strides, add, pieces=1, k_piece=None,
+    epilogue=as_it_is, pre=None,
+):  # fmt: skip
+    """out (M, N) (+)= epilogue(a·b + bias); sizes (M, N, K), strides in elements of a (m, k) and
+    b (k, n)."""
     M, N, K = sizes
     block_m, block_n, block_k, warps, stages = TILES[a.dtype.itemsize]
     grid = (triton.cdiv(M, block_m) * triton.cdiv(N, block_n), pieces)
     matmul_kernel[grid](
-        out, a, b, bias, M, N, K, k_piece or K, *a_strides, *b_strides,
-        ADD=add, PRECISION=a.precision, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
-        GROUP=GROUP, num_warps=warps, num_stages=stages,
+        out, pre, a, b, bias, M, N, K, k_piece or K, *a_strides, *b_strides,
+        EPILOGUE=epilogue, ADD=add, PRECISION=a.precision, BLOCK_M=block_m, BLOCK_N=block_n,
+        BLOCK_K=block_k, GROUP=GROUP, num_warps=warps, num_stages=stages,
     )  # fmt: skip

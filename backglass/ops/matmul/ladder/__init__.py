@@ -20,3 +20,7 @@ VERSIONS = {
     "v4": "backglass.ops.matmul.cpu",
     "blas": "backglass.ops.matmul.ladder.blas",
 }
+
+GPU_VERSIONS = {
+    "cublaslt": "backglass.ops.matmul.ladder.cublaslt",
+}
