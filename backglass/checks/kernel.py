@@ -21,6 +21,7 @@ import numpy as np
 from backglass.checks.op import Result
 from backglass.checks.samples import Sample, call_maths, forward_inputs, inputs, with_backward
 from backglass.device import Device
+from backglass.device.gpu import OutOfBounds
 from backglass.execute.memory import Memory
 from backglass.ops import Op
 from backglass.program.record import make_call
@@ -103,7 +104,10 @@ def _check(
     def result(what: str, error: float, bound: float, why: str = "") -> Result:
         return Result("kernel", sig.op, f"{sig.call}.{what}", case, error, bound, why)
 
-    first, broken = _execute(sig, sample, values, device, dtype, start, adds, alias)
+    try:
+        first, broken = _execute(sig, sample, values, device, dtype, start, adds, alias)
+    except OutOfBounds as error:
+        return [result("memory", np.inf, 0, str(error))]
     again, _ = _execute(sig, sample, values, device, dtype, start, adds, alias)
     results = []
     for k, o in enumerate(sig.outs):

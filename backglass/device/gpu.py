@@ -26,6 +26,10 @@ from backglass.spec import Shape
 from backglass.view import DTYPES, View
 
 
+class OutOfBounds(Exception):
+    """A kernel touched memory outside its operands; only the interpreter can tell."""
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A kernel's operand.  Triton asks for data_ptr() and dtype; always contiguous."""

@@ -11,21 +11,29 @@ Triton's interpreter runs a kernel program by program, each tile operation in Nu
    milliseconds each.  Once is enough: a process either interprets or compiles.
 4. With NumPy ≥ 2.4, Triton 3.6 cannot turn a one-element array into an int.
 
-TRITON_INTERPRET is read when a kernel is decorated, so this module is imported before any gpu.py.
+Every load and store is held against the operands of the line that runs: an address outside them
+raises OutOfBounds, where a GPU would read rubbish and the bare interpreter might crash.
+
+TRITON_INTERPRET is read when a kernel is decorated, Triton's own helpers (tl.sum) included: a
+process that has imported triton to compile can no longer interpret.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from backglass.device.gpu import Gpu
+from backglass.device.gpu import Gpu, OutOfBounds, Tensor
 from backglass.errors import UserError
+from backglass.execute.memory import Memory
+from backglass.program.record import Call
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -41,15 +49,32 @@ class Interpret(Gpu):
                 "--device interpret runs the GPU kernels in Triton's interpreter, and Triton is "
                 "not installed (Linux only): python -m pip install 'backglass[interpret]'"
             )
-        compiled = [m for m in sys.modules if m.startswith("backglass.ops.") and m.endswith(".gpu")]
-        if compiled and os.environ.get("TRITON_INTERPRET") != "1":
+        if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
             raise UserError(
-                "this process has compiled GPU kernels already; interpret them in a new one, or "
-                "set TRITON_INTERPRET=1 before it starts"
+                "--device interpret: this process has imported triton to compile kernels; "
+                "interpret them in a new one, or set TRITON_INTERPRET=1 before it starts"
             )
         os.environ["TRITON_INTERPRET"] = "1"
         mend()
         super().__init__(rungs)
+
+    def _line(self, c: Call, memory: Memory) -> Callable[[], None]:
+        from triton.runtime.errors import InterpreterError
+
+        line = super()._line(c, memory)
+        tensors = [a for a in line.args if isinstance(a, Tensor)]
+        spans = [(t.address, t.address + math.prod(t.shape) * t.dtype.itemsize) for t in tensors]
+
+        def checked() -> None:
+            _spans[:] = spans
+            try:
+                line()
+            except InterpreterError as error:
+                if isinstance(error.__cause__, OutOfBounds):
+                    raise OutOfBounds(f"{c}: {error.__cause__}") from None
+                raise
+
+        return checked
 
 
 def mend() -> None:
@@ -86,6 +111,7 @@ def _right_bf16(interpreter: Any) -> None:
         return cast
 
     def masked_load(self, pointers, mask, other, *rest, **options):
+        check_bounds(pointers, mask, "read")
         if pointers.get_element_ty() != tl.bfloat16:
             return load(self, pointers, mask, other, *rest, **options)
         raw = handle(pointers.data, tl.pointer_type(tl.uint16))
@@ -95,6 +121,7 @@ def _right_bf16(interpreter: Any) -> None:
         return handle(found.data.view(BF16), tl.bfloat16)
 
     def masked_store(self, pointers, value, mask, *rest):
+        check_bounds(pointers, mask, "written")
         if value.data.dtype == BF16:
             value = handle(value.data.view(np.uint16), tl.uint16)
         return store(self, pointers, value, mask, *rest)
@@ -110,6 +137,20 @@ def _right_bf16(interpreter: Any) -> None:
     builder.get_bf16 = lambda self, v: handle(np.array([v], BF16), tl.bfloat16)
     builder.create_masked_load, builder.create_masked_store = masked_load, masked_store
     builder.create_dot = create_dot
+
+
+_spans: list[tuple[int, int]] = []  # the operands of the line that runs: [first byte, end)
+
+
+def check_bounds(pointers: Any, mask: Any, verb: str) -> None:
+    """Raises OutOfBounds if an unmasked pointer is outside the operand that most of them are in."""
+    at = pointers.data[mask.data] if mask is not None else pointers.data
+    if not at.size:
+        return
+    low, high = int(at.min()), int(at.max())
+    width = pointers.get_element_ty().primitive_bitwidth // 8
+    if not any(first <= low and high + width <= end for first, end in _spans):
+        raise OutOfBounds(f"bytes {low:#x} to {high + width:#x} are {verb}, outside every operand")
 
 
 def _host_operands(interpreter: Any) -> None:

@@ -22,5 +22,7 @@ VERSIONS = {
 }
 
 GPU_VERSIONS = {
+    "v4": "backglass.ops.matmul.ladder.v4_plain",
+    "v5": "backglass.ops.matmul.gpu",
     "cublaslt": "backglass.ops.matmul.ladder.cublaslt",
 }

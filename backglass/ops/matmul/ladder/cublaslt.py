@@ -1,10 +1,10 @@
 """The yardstick on the GPU: NVIDIA's cuBLASLt, `--matmul cublaslt`.
 
-The bias is added in its epilogue; the bias gradient is our own kernel, as in gpu.py.
+The bias is added in its epilogue; the bias gradient is our own kernel.
 """
 
 from backglass.device import cublaslt
-from backglass.ops.matmul.gpu import bias_gradient, bias_programs
+from backglass.ops.matmul.ladder.v4_plain import bias_gradient, bias_programs
 
 
 def matmul_workspace(**_: object) -> int:
