@@ -45,15 +45,9 @@ from numpy import float32, nan
 
 from backglass.device.host import inline, kernel, part, prange
 from backglass.device.rows import as_written, same_memory, zero
-from backglass.device.simd import (
-    TILE_COLS,
-    fexp,
-    panel_width,
-    row_dot,
-    row_max,
-    row_scale,
-    row_softmax,
-)
+from backglass.device.simd import fexp, row_dot, row_max, row_scale, row_softmax
+from backglass.device.simd_blocks import TILE_COLS
+from backglass.device.vector_ir import panel_width
 from backglass.ops.matmul.cpu import gemm_block, matmul_workspace
 
 IGNORED = -1
