@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,7 @@ class Cuda(Gpu):
             raise wrong_use(f"--device {name}: there are {count} GPUs, cuda:0 to cuda:{count - 1}")
         self.index = int(index)
         self.cupy.cuda.Device(self.index).use()
-        self.stream = self.cupy.cuda.Stream(non_blocking=True)
+        self.stream = stream_of(self.index)
         self.stream.use()
         from backglass.device.triton_driver import activate, capability
 
@@ -60,6 +61,14 @@ class Cuda(Gpu):
         """Device memory in use by everybody, as the driver reports it."""
         free, total = self.cupy.cuda.runtime.memGetInfo()
         return total - free
+
+
+@functools.cache
+def stream_of(index: int) -> Any:
+    """The one stream on which everything of a GPU is launched, in order."""
+    import cupy
+
+    return cupy.cuda.Stream(non_blocking=True)
 
 
 class CudaMemory(Memory):

@@ -1,8 +1,8 @@
 """The PyTorch rival: a GPT-2 as nanoGPT writes it, fused AdamW, SDPA.  The package never imports
 this.
 
-    python bench/rivals/torch_gpt2.py '{"batch_size": 4, "seq_len": 64, "steps": 8, "compile":
-    false, ...}'
+    python bench/rivals/torch_gpt2.py '{"batch_size": 4, "seq_len": 64, "steps": 8, "threads": 0,
+    "compile": false, "layers": 12, ...}'
 """
 
 import json
@@ -33,10 +33,10 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    def __init__(self, L: int, C: int, NH: int, V: int):
+    def __init__(self, L: int, C: int, NH: int, V: int, P: int):
         super().__init__()
         self.V = -(-V // 128) * 128
-        self.wte, self.wpe = nn.Embedding(self.V, C), nn.Embedding(1024, C)
+        self.wte, self.wpe = nn.Embedding(self.V, C), nn.Embedding(P, C)
         self.blocks = nn.ModuleList([Block(C, NH) for _ in range(L)])
         self.lnf, self.head = nn.LayerNorm(C), nn.Linear(C, self.V, bias=False)
         self.head.weight = self.wte.weight
@@ -60,11 +60,12 @@ class GPT2(nn.Module):
 
 
 def main(job: dict) -> dict:
-    if job.get("threads"):
+    if job["threads"]:
         torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
-    model = GPT2(job["layers"], job["channels"], job["heads"], job["vocab_size"])
-    run = torch.compile(model) if job.get("compile") else model
+    sizes = ("layers", "channels", "heads", "vocab_size", "max_seq_len")
+    model = GPT2(*(job[name] for name in sizes))
+    run = torch.compile(model) if job["compile"] else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
     tokens = torch.randint(0, job["vocab_size"], (job["batch_size"], job["seq_len"] + 1))
     ms, loss = [], torch.zeros(())
@@ -76,16 +77,10 @@ def main(job: dict) -> dict:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ms.append((time.perf_counter() - start) * 1e3)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
-    return {
-        "ms": ms,
-        "peak_bytes": peak,
-        "loss": float(loss.detach()),
-        "version": torch.__version__,
-    }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+    return {"ms": ms, "peak_bytes": peak, "loss": float(loss.detach())}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    print(json.dumps(main(json.loads(sys.argv[1]))), flush=True)  # bench --from-start waits for it
