@@ -24,11 +24,12 @@ def job_of(s: Settings, threads: int, **more: Any) -> dict[str, Any]:
 
 def training_job(s: Settings, B: int, T: int, steps: int, threads: int) -> dict[str, Any]:
     longest = max(s.seq_len, T)
-    return job_of(s, threads, batch_size=B, seq_len=T, steps=steps) | {"max_seq_len": longest}
+    more = dict(batch_size=B, seq_len=T, steps=steps, device=s.device, dtype=s.dtype)
+    return job_of(s, threads, **more) | {"max_seq_len": longest}
 
 
-def case_of(preset: str, B: int, T: int) -> str:
-    return f"train-{preset}-cpu-fp32-b{B}-t{T}"
+def case_of(preset: str, B: int, T: int, device: str = "cpu", dtype: str = "fp32") -> str:
+    return f"train-{preset}-{device}-{dtype}-b{B}-t{T}"
 
 
 def compare(
@@ -36,18 +37,21 @@ def compare(
 ) -> tuple[list[Measured], list[Measured]]:
     """(ours, rivals); `say` is told each result as it comes."""
     shape = (job["batch_size"], job["seq_len"])
-    case = case_of(preset, *shape)
+    device = job.get("device", "cpu")
+    case = case_of(preset, *shape, device, job.get("dtype", "fp32"))
+    library, its_name = {"cpu": ("blas", "BLAS"), "cuda": ("cublaslt", "cuBLASLt")}[device]
     own: list[Callable[[], Measured]] = [
         lambda: package(job, case),
-        lambda: package(job | {"matmul": "blas"}, case, "backglass, BLAS"),
-        lambda: one_file(job, case),
+        lambda: package(job | {"matmul": library}, case, f"backglass, {its_name}"),
     ]
+    if device == "cpu":
+        own.append(lambda: one_file(job, case))
     others: list[Callable[[], Measured]] = []
     if rivals:
         others += [lambda: pytorch(False, job, case), lambda: pytorch(True, job, case)]
     if llmc_folder:
         others.append(lambda: llmc.measure(llmc_folder, job, case))
-    elif rivals and shape == LLMC_SHAPE:
+    elif rivals and shape == LLMC_SHAPE and device == "cpu":
         others.append(lambda: Measured("llm.c", case, missing=llmc.MISSING))
 
     def told(run: Callable[[], Measured]) -> Measured:

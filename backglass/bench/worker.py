@@ -33,10 +33,10 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     from backglass.training.session import Session, device_options
     from backglass.training.settings import Settings
 
+    asked = {k: job[k] for k in ("device", "dtype", "matmul", "rung", "recompute") if k in job}
     s = Settings(
-        seq_len=job["seq_len"], batch_size=job["batch_size"], threads=job["threads"],
-        device=job.get("device", "cpu"), matmul=job.get("matmul", "own"), rung=job.get("rung", ""),
-    )  # fmt: skip
+        seq_len=job["seq_len"], batch_size=job["batch_size"], threads=job["threads"], **asked
+    )
     session = Session(config(job), s, device.get(s.device, **device_options(s)))
     session.init()
     start = time.perf_counter()
@@ -48,7 +48,10 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         session.update(n)
         return loss
 
-    return timed(step, job) | {"prepare_ms": prepare_ms}
+    found = timed(step, job) | {"prepare_ms": prepare_ms}
+    if session.device.name == "cuda":
+        found["peak_bytes"] = session.device.used_bytes()
+    return found
 
 
 def one_file(job: dict[str, Any]) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from backglass.errors import wrong_use
 
 # what -> the options it has, besides --out and --json
 OPTIONS = {
-    "ops": {"names", "batch_size", "seq_len", "threads", "rung"},
+    "ops": {"names", "batch_size", "seq_len", "threads", "rung", "aot"},
     "train": {
         "names", "batch_size", "seq_len", "steps", "threads", "rivals", "llmc", "from_start",
+        "device", "dtype", "recompute",
     },
     "generate": {"names", "batch_size", "prompt_tokens", "max_tokens", "threads", "rivals"},
     "table": {"steps", "threads", "rivals", "llmc"},
@@ -47,6 +48,8 @@ class Bench:
       backglass bench generate runs/a --batch-size 4     a model of yours
       backglass bench ops matmul attention               shares of this machine's ceilings
       backglass bench ops matmul --rung matmul=v2        a rung of the ladder
+      backglass bench ops --aot                          GPU kernels compiled without a GPU
+      backglass bench train --device cuda --batch-size 64 --rivals
     """
 
     what: Annotated[Positional[str], arg(help="ops, train, generate or table", metavar="WHAT")]
@@ -75,6 +78,12 @@ class Bench:
     max_tokens: Annotated[Count, opt("generate: new tokens", "N", "(default: 64)")] = None
     threads: Annotated[Count, opt("CPU threads of everyone", "N", "(default: all)")] = None
     rung: Annotated[Text, opt("ops: time this rung", "OP=V", "")] = None
+    device: Annotated[Text, opt("train: cpu or cuda", "NAME", "(default: cpu)")] = None
+    dtype: Annotated[Text, opt("train: bf16, tf32 or fp32", "NAME", "(default: its best)")] = None
+    recompute: Annotated[Text, opt("train: activations to make again", "A,B", "")] = None
+    aot: Annotated[
+        bool, arg(help="ops: compile the GPU kernels for A100 and H100: registers, spills, memory")
+    ] = False
     rivals: Annotated[
         bool, arg(help="also PyTorch, or for generate transformers, where it is installed")
     ] = False
@@ -137,6 +146,8 @@ class Bench:
             print(text, flush=True)
 
     def ops(self) -> list[dict[str, Any]]:
+        if self.aot:
+            return self.compiled()
         from backglass.bench.measured import environment
 
         os.environ.update(environment(self.threads or 0))  # before NumPy's BLAS reads it
@@ -161,6 +172,17 @@ class Bench:
                      f"{r.share:.0%} of {r.ceiling}{beside}")  # fmt: skip
         return rows
 
+    def compiled(self) -> list[dict[str, Any]]:
+        from backglass.bench.aot import rows
+
+        self.say(f"{'call':18} {'kernel':28} sm  registers  spills  shared  warps  tensor cores")
+        found = []
+        for r in rows(list(self.names), self.batch_size or 64, self.seq_len or 1024):
+            found.append(dataclasses.asdict(r))
+            self.say(f"{r.op:18} {r.kernel:28} {r.arch} {r.registers:9} {r.spill_bytes:7} "
+                     f"{r.shared_bytes:8} {r.warps:5}  {r.tensor_cores}")  # fmt: skip
+        return found
+
     def train(self) -> list[dict[str, Any]]:
         from backglass import presets
         from backglass.bench import measured, start, train
@@ -176,11 +198,15 @@ class Bench:
             )
             ours, rivals = start.compare(s, self.threads or 0, self.rivals, self.say)
         else:
-            B, T, steps = self.batch_size or 4, self.seq_len or 64, self.steps or 9
+            cuda = self.device == "cuda"
+            B, T = self.batch_size or 4, self.seq_len or (1024 if cuda else 64)
+            steps = self.steps or (23 if cuda else 9)
             self.say(
                 f"{name}, B={B}, T={T}: forward, backward, clipping, AdamW; {steps} steps each"
             )
+            s = s.replace(device=self.device or "cpu", dtype=self.dtype or "auto")
             job = train.training_job(s, B, T, steps, self.threads or 0)
+            job |= {"recompute": self.recompute or ""}
             ours, rivals = train.compare(job, name, self.rivals, self.llmc, self.say)
         for sentence in measured.verdicts(ours, rivals):
             self.say(sentence)

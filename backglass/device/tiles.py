@@ -56,6 +56,13 @@ def column_sums(out: Tensor, x: Tensor, add: bool, first: int = 0) -> None:
     column_sums_kernel[grid](out, x, N, C, stride, add, ROWS=32, BLOCK=COLUMNS)
 
 
+def has_copy_engine() -> bool:
+    """Whether descriptors pay: from Hopper on (before, Triton imitates them, in vast registers)."""
+    if triton.knobs.runtime.interpret:
+        return True
+    return triton.runtime.driver.active.get_current_target().arch >= 90
+
+
 def power_of_2(n: int, low: int = 1) -> int:
     """The smallest power of two ≥ n and ≥ low: what a tile's side must be."""
     return max(low, triton.next_power_of_2(n))

@@ -12,14 +12,15 @@ What the rung below (ladder/v4_plain) spends on addresses and waiting, this one 
   last one is being stored.
 
 Cut along K (`splits`), epilogues and the bias gradient are as in the rung below.  A matrix whose
-rows are not multiples of 16 bytes has no descriptor; it goes to the rung below.
+rows are not multiples of 16 bytes has no descriptor; it goes to the rung below, as does everything
+on chips older than Hopper.
 """
 
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from backglass.device.tiles import store
+from backglass.device.tiles import has_copy_engine, store
 from backglass.ops.matmul.ladder import v4_plain
 from backglass.ops.matmul.ladder.v4_plain import (
     as_it_is,
@@ -159,8 +160,8 @@ def describe(x, tile):
 
 
 def has_descriptors(*operands) -> bool:
-    """Whether every row begins on a multiple of 16 bytes."""
-    return all(x.shape[1] * x.dtype.itemsize % 16 == 0 for x in operands)
+    """Whether there is a copy engine, and every row begins on a multiple of 16 bytes."""
+    return has_copy_engine() and all(x.shape[1] * x.dtype.itemsize % 16 == 0 for x in operands)
 
 
 def splits(M: int, N: int, K: int, itemsize: int) -> tuple[int, int]:
