@@ -19,9 +19,6 @@ DTYPES: dict[str, np.dtype] = {
     "i64": np.dtype(np.int64),
     "u8": np.dtype(np.uint8),
 }
-# act: lives between its first write and its last read, the planner gives it a place in the arena.
-# param, grad, state: whole runs.  input, output: how the host talks to a program.
-KINDS = ("act", "param", "grad", "state", "input", "output")
 
 
 class HasMemory(Protocol):
@@ -37,6 +34,10 @@ class View:
     Two views with one name are the same tensor, perhaps in two shapes.  `group` and `offset` (in
     elements) place it in a layout's flat buffer, which is itself the view called like the group.
     `+view` in an output position means: accumulate.
+
+    kind: act lives between its first write and its last read, and the planner gives it a place in
+    the arena; param, grad and state live for whole runs; input and output are how the host talks to
+    a program.
     """
 
     name: str
@@ -67,9 +68,7 @@ class View:
     def numpy(self) -> np.ndarray:
         """A copy of the values.  Raises ValueError on a symbolic view, which has none."""
         if self.memory is None:
-            raise ValueError(
-                f"{self.name} is symbolic: it is a name in a program and holds no values"
-            )
+            raise ValueError(f"{self.name} is symbolic: a name in a program, without values")
         return self.memory.read(self)
 
     def __repr__(self) -> str:

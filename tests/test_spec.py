@@ -2,7 +2,9 @@
 
 import pytest
 
-from backglass.ops import signature, table
+from backglass.checks.op import check_op
+from backglass.ops import load_op, signature, table
+from backglass.program.fuse import fused_ops
 from backglass.program.record import make_call
 from backglass.spec import OpSpec
 from backglass.view import View
@@ -70,6 +72,26 @@ def test_backward_dims_default_to_the_forwards():
 def test_unreadable_operand_is_an_error():
     with pytest.raises(ValueError, match="cannot read the operand"):
         OpSpec(forward="x[N,C y -> z").signatures("f")
+
+
+def test_a_users_op_joins_the_table_with_its_fused_forms_and_is_checked(tmp_path):
+    folder = tmp_path / "triple"
+    folder.mkdir()
+    head = "from backglass.spec import OpSpec\n"
+    (folder / "maths.py").write_text(
+        head + 'SPEC = OpSpec("x[N] -> y[N]", {"d_triple": "dy x -> dx"}, cases=(dict(N=5),))\n'
+        "def triple(x):\n    return (3 * x,)\n\ndef d_triple(dy, x):\n    return (3 * dy,)\n"
+    )
+    (folder / "fused.py").write_text(
+        head + 'FUSED = {"nine": OpSpec("x[N] -> z[N]", equals="y = triple(x)\\nz = triple(y)")}\n'
+    )
+    op = load_op(folder)
+    try:
+        assert signature("nine").op == "triple" and "nine" in fused_ops()
+        assert [r.ok for r in check_op(op)] == [True]
+    finally:
+        del table()["triple"]
+        signature.cache_clear()
 
 
 def test_unknown_call_names_the_known_ones():

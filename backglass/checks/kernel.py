@@ -44,7 +44,7 @@ def check_kernel(
         for sig in op.signatures.values():
             if not sig.equals:
                 results += _variants(sig, sample, device, dtype)
-    for call, spec in getattr(op.maths, "FUSED", {}).items():
+    for call, spec in op.fused.items():
         if call not in device.fusable():
             continue
         for i, case in enumerate(spec.cases):

@@ -80,9 +80,8 @@ class Cpu:
         """Fused ops this device has a kernel for, where no slower rung was asked for."""
         found = []
         for call in fused_ops():
-            module = table()[_op_of(call)].tier("fused")
-            ops = {_op_of(line.op) for line in parse(signature(call).equals)}
-            if module is not None and hasattr(module, call) and not ops & set(self.rungs):
+            parts = {_op_of(line.op) for line in parse(signature(call).equals)}
+            if hasattr(table()[_op_of(call)].tier("cpu"), call) and not parts & set(self.rungs):
                 found.append(call)
         return found
 
@@ -102,7 +101,7 @@ class Cpu:
         op = table()[_op_of(call)]
         if op.name in self.rungs:
             return importlib.import_module(rungs_of(op.name, "cpu")[self.rungs[op.name]])
-        module = op.tier("fused" if signature(call).equals else "cpu")
+        module = op.tier("cpu")
         if module is None or not hasattr(module, call):
             raise ValueError(f"{call} has no CPU kernel; --device numpy runs every op")
         return module

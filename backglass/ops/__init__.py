@@ -31,6 +31,12 @@ class Op:
         return self.maths.SPEC
 
     @cached_property
+    def fused(self) -> dict[str, OpSpec]:
+        """The specs of the fused calls whose main op this is; `equals` says what they compute."""
+        module = self.tier("fused")
+        return module.FUSED if module else {}
+
+    @cached_property
     def signatures(self) -> dict[str, Signature]:
         """Every call of the op.  A call has those of the spec's attrs that its maths function
         takes."""
@@ -38,7 +44,7 @@ class Op:
             call: replace(s, attrs={k: v for k, v in s.attrs.items() if k in self.keywords(call)})
             for call, s in self.spec.signatures(self.name).items()
         }
-        for call, spec in getattr(self.maths, "FUSED", {}).items():
+        for call, spec in self.fused.items():
             found |= {call: replace(spec.signatures(call)[call], op=self.name)}
         return found
 

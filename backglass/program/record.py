@@ -159,18 +159,16 @@ def make_call(sig: Signature, operands: tuple, attrs: dict[str, Any], where: str
 
 def _check_dtypes(c: Call) -> None:
     """Operands share one dtype, those the spec calls wide its wide form."""
-    working: str | None = None
-    for operand, v in zip(c.signature.passed, (*c.outs, *c.ins), strict=True):
-        if v is None or operand.holds == "int":
-            continue
-        if operand.holds == "wide":
-            fits = v.dtype == (wide(working) if working else v.dtype) and wide(v.dtype) == v.dtype
-            expected = f"{wide(working or v.dtype)}, which it stays beside {working}"
-        else:
-            working = working or v.dtype
-            fits, expected = v.dtype == working, f"{working} like the others"
-        if not fits:
-            raise ValueError(f"{c.op}: {operand.name} ({v.name}) is {v.dtype}, expected {expected}")
+    pairs = zip(c.signature.passed, (*c.outs, *c.ins), strict=True)
+    floats = [(o, v) for o, v in pairs if v is not None and o.holds != "int"]
+    working = next((v.dtype for o, v in floats if o.holds != "wide"), "")
+    for o, v in floats:
+        expected = wide(working or v.dtype) if o.holds == "wide" else working
+        if v.dtype != expected:
+            beside = f" beside {working}" if working else ""
+            raise ValueError(
+                f"{c.op}: {o.name} ({v.name}) is {v.dtype}, expected {expected}{beside}"
+            )
 
 
 def caller() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,14 @@ class Session:
         p = self.t.master or self.t.p
         kept = {"p": p.flat, "m": self.t.m.flat, "v": self.t.v.flat}
         return {name: self.memory.peek(flat) for name, flat in kept.items()}
+
+    def execute_eagerly(self) -> None:
+        """From now on micro and update are executed line by line from the model file."""
+        ops = Eager(self.device, self.memory)
+        self._runs = {
+            "micro": partial(run_micro, ops, gpt2, self.c, self.t),
+            "update": partial(run_update, ops, self.t),
+        }
 
     def run(self, name: str) -> None:
         """Run the program micro, update or loss."""
@@ -146,19 +155,6 @@ class Session:
         lr = self.set_hyper(step)
         self.run("update")
         return float(self.memory.read(self.t.io.norm)[0]), lr
-
-    def eager_step(self, batches: list[Batch], step: int) -> tuple[float, float, float]:
-        """The same step executed line by line from the model file: (loss, norm, lr)."""
-        ops = Eager(self.device, self.memory)
-        counted = sum(int((targets >= 0).sum()) for _, targets in batches)
-        loss = 0.0
-        for k, batch in enumerate(batches):
-            self.load_batch(batch, counted, step, k)
-            run_micro(ops, gpt2, self.c, self.t)
-            loss += self.mean_loss()
-        lr = self.set_hyper(step)
-        run_update(ops, self.t)
-        return loss, float(self.memory.read(self.t.io.norm)[0]), lr
 
     def validate(self, windows: np.ndarray) -> float:
         """Mean loss over windows (n, T + 1), in batches of batch_size; the last batch is padded

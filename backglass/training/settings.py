@@ -19,6 +19,14 @@ DTYPES = {
 }
 MATMULS = {"cpu": ("own", "blas"), "cuda": ("own", "cublaslt")}
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
+AT_LEAST_1 = (
+    "layers", "heads", "channels", "seq_len", "batch_size", "schedule_steps", "keep", "val_batches",
+)  # fmt: skip
+AT_LEAST_0 = (
+    "vocab_size", "steps", "total_batch_tokens", "warmup_steps", "threads", "val_every",
+    "sample_every", "save_every", "lr", "final_lr", "weight_decay", "eps", "clip", "dropout",
+    "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,45 +86,36 @@ class Settings:
             )
         if self.dtype == "auto":
             object.__setattr__(self, "dtype", DTYPES[kind][0])
-        for name in (
-            "layers",
-            "heads",
-            "channels",
-            "seq_len",
-            "batch_size",
-            "schedule_steps",
-            "keep",
-            "val_batches",
-        ):
+        self._check_numbers()
+        self._one_of("schedule", SCHEDULES)
+        self._one_of("attention", ("flash", "explicit"))
+        self._one_of("matmul", MATMULS.get(kind, ("own",)), f" with --device {self.device}")
+        self._one_of("dtype", DTYPES[kind], f" with --device {self.device}")
+        self._one_of("format", ("auto", "nanogpt"))
+
+    def _check_numbers(self) -> None:
+        for name in AT_LEAST_1:
             self._at_least(name, 1)
-        for name in (
-            "vocab_size", "steps", "total_batch_tokens", "warmup_steps", "threads", "val_every",
-            "sample_every", "save_every", "lr", "final_lr", "weight_decay", "eps", "clip",
-            "dropout", "seed",
-        ):  # fmt: skip
+        for name in AT_LEAST_0:
             self._at_least(name, 0)
         for name in ("dropout", "beta1", "beta2", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise wrong_use(f"{_flag(name)} must be in [0, 1), got {getattr(self, name)}")
-        for name, allowed in (
-            ("schedule", SCHEDULES), ("attention", ("flash", "explicit")),
-            ("matmul", MATMULS.get(kind, ("own",))), ("dtype", DTYPES[kind]),
-            ("format", ("auto", "nanogpt")),
-        ):  # fmt: skip
-            if getattr(self, name) not in allowed:
-                on = f" with --device {self.device}" if name in ("matmul", "dtype") else ""
-                raise wrong_use(
-                    f"{_flag(name)} is one of {', '.join(allowed)}{on}; got {getattr(self, name)!r}"
-                )
         if self.channels % self.heads:
             raise wrong_use(
                 f"--channels {self.channels} cannot be divided among --heads {self.heads}"
             )
-        if self.total_batch_tokens % (self.batch_size * self.seq_len):
+        B, T = self.batch_size, self.seq_len
+        if self.total_batch_tokens % (B * T):
             raise wrong_use(
                 f"--total-batch-tokens {self.total_batch_tokens} must be a multiple of "
-                f"--batch-size "
-                f"{self.batch_size} x --seq-len {self.seq_len} = {self.batch_size * self.seq_len}"
+                f"--batch-size {B} x --seq-len {T} = {B * T}"
+            )
+
+    def _one_of(self, name: str, allowed: tuple[str, ...], on: str = "") -> None:
+        if getattr(self, name) not in allowed:
+            raise wrong_use(
+                f"{_flag(name)} is one of {', '.join(allowed)}{on}; got {getattr(self, name)!r}"
             )
 
     def _at_least(self, name: str, low: int) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,23 +120,29 @@ def _open(out: Path, s: Settings, state: State, resume: bool) -> None:
         raise wrong_use(
             f"--out {out} is not empty. Add --resume to continue that run, or choose another."
         )
-    try:
+    with disk_errors(out):
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         write_json(out / "run.json", run_json(s))
-    except OSError as error:
-        raise disk_error(out, error) from None
     if resume:
         _drop_later_events(out / "log.jsonl", state.step)
 
 
-def disk_error(out: Path | None, error: OSError) -> UserError:
-    """What could not be written, and what is safe."""
-    steps = checkpoint.steps_in(out) if out else []
-    last = f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint exists yet"
-    return UserError(
-        f"{error.filename or out} could not be written: {error.strerror or error}; {last}. "
-        "Free some space or mend the rights, then add --resume."
-    )
+@contextmanager
+def disk_errors(out: Path | None) -> Iterator[None]:
+    """Makes an OSError inside a UserError that says what could not be written, and what is safe."""
+    try:
+        yield
+    except BrokenPipeError:  # standard output, not the disk
+        raise
+    except OSError as error:
+        steps = checkpoint.steps_in(out) if out else []
+        last = (
+            f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint"
+        )
+        raise UserError(
+            f"{error.filename or out} could not be written: {error.strerror or error}; {last}. "
+            "Free some space or mend the rights, then add --resume."
+        ) from None
 
 
 def _drop_later_events(path: Path, step: int) -> None:
