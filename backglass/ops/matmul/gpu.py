@@ -178,13 +178,15 @@ def consumer(ring, end, M, N, K, shape: gl.constexpr, EPILOGUE: gl.constexpr, WH
             right = plus_bias(right, bias_p, n + BLOCK_N // 2, N)
         if EPILOGUE == "add" or EPILOGUE == "d_gelu":
             mbarrier.wait(arrived.index(WHICH), done & 1)
-            left = combine(left, out.slice(0, BLOCK_N // 2, dim=1), EPILOGUE)
-            right = combine(right, out.slice(BLOCK_N // 2, BLOCK_N // 2, dim=1), EPILOGUE)
-        if EPILOGUE == "gelu":
-            send(pre_desc, m, n, out, left, right)
-            left = gelu_of(left)
-            right = gelu_of(right)
-        send(out_desc, m, n, out, left, right)
+            combine(left, out.slice(0, BLOCK_N // 2, dim=1), EPILOGUE)
+            combine(right, out.slice(BLOCK_N // 2, BLOCK_N // 2, dim=1), EPILOGUE)
+            send(out_desc, m, n, out)
+        else:
+            put(left, right, out)
+            if EPILOGUE == "gelu":
+                send(pre_desc, m, n, out)
+                put(gelu_of(left), gelu_of(right), out)
+            send(out_desc, m, n, out)
         done += 1
     tma.store_wait(0)
 
@@ -197,18 +199,33 @@ def plus_bias(acc, bias_p, n, N):
 
 @gluon.jit
 def combine(acc, buffer, EPILOGUE: gl.constexpr):
-    """The sums and what was there: the old out they are added to, or pre."""
-    there = buffer.load(acc.type.layout).to(gl.float32)
-    return acc * d_gelu_of(there) if EPILOGUE == "d_gelu" else acc + there
+    """What is in the buffer, pre or the old out, becomes its product or sum with acc; in halves
+    again, for each comes with as many numbers as it has."""
+    HALF: gl.constexpr = acc.shape[0] // 2
+    above, below = acc.reshape((2, HALF, acc.shape[1])).permute((1, 2, 0)).split()
+    combine_half(above, buffer.slice(0, HALF), EPILOGUE)
+    combine_half(below, buffer.slice(HALF, HALF), EPILOGUE)
 
 
 @gluon.jit
-def send(desc, m, n, out, left, right):
-    """Store a tile through the buffer `out`, once the last one has left it; does not wait."""
+def combine_half(acc, buffer, EPILOGUE: gl.constexpr):
+    there = buffer.load(acc.type.layout).to(gl.float32)
+    made = acc * d_gelu_of(there) if EPILOGUE == "d_gelu" else acc + there
+    buffer.store(made.to(buffer.dtype))
+
+
+@gluon.jit
+def put(left, right, out):
+    """The two halves of a tile into the buffer, once the last tile has left it."""
     HALF: gl.constexpr = left.shape[1]
     tma.store_wait(0)
-    out.slice(0, HALF, dim=1).store(left.to(desc.dtype))
-    out.slice(HALF, HALF, dim=1).store(right.to(desc.dtype))
+    out.slice(0, HALF, dim=1).store(left.to(out.dtype))
+    out.slice(HALF, HALF, dim=1).store(right.to(out.dtype))
+
+
+@gluon.jit
+def send(desc, m, n, out):
+    """Begin to copy the buffer to (m, n)."""
     hopper.fence_async_shared()
     tma.async_copy_shared_to_global(desc, [m, n], out)
 
