@@ -16,14 +16,6 @@ ELEMENTS = 2048  # that a program of an element-wise kernel works on: 16 for eac
 
 
 @triton.jit
-def tanh(x):
-    """±(1 − e)/(1 + e) with e = e^(−2|x|), which cannot overflow."""
-    e = tl.exp(-2 * tl.abs(x))
-    y = (1 - e) / (1 + e)
-    return tl.where(x < 0, -y, y)
-
-
-@triton.jit
 def store(p, value, mask, ADD: tl.constexpr):
     """*p = value, or *p += value; the sum is taken in fp32 and rounded once."""
     if ADD:

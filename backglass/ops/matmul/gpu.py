@@ -35,8 +35,8 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from backglass.device.tiles import has_copy_engine, tanh
-from backglass.ops.gelu.gpu import d_gelu_of, gelu_of
+from backglass.device.tiles import has_copy_engine
+from backglass.ops.gelu.gpu import d_gelu_of, gelu_of, sigmoid_of_2u
 from backglass.ops.matmul.ladder import v5_tma
 from backglass.ops.matmul.ladder.v5_tma import (
     d_matmul_w,
@@ -61,7 +61,7 @@ GROUP = 8  # rows of tiles visited together, so that what they read stays in the
 REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS = 168, 240, 24
 
 grouped_tile = gluon.jit(grouped_tile.fn)
-tanh = gluon.jit(tanh.fn)
+sigmoid_of_2u = gluon.jit(sigmoid_of_2u.fn)
 gelu_of, d_gelu_of = gluon.jit(gelu_of.fn), gluon.jit(d_gelu_of.fn)
 
 
