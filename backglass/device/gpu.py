@@ -2,14 +2,15 @@
 
 A launcher is called like a CPU kernel, outputs first: layernorm(y, mean, rstd, x, w, b, eps, add).
 Its operands are `Tensor`s: an address, a dtype, a shape.  One that needs scratch memory declares
-`<call>_workspace(**sizes, **attrs, dtype)` in bytes and is given a Tensor of bytes as its last
-argument.
+`<call>_workspace(**sizes, **attrs, dtype)` in bytes and is given a Tensor of bytes, `work`.  One
+that multiplies matrices asks for `matmul`: the module whose launchers do it here.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -79,12 +80,13 @@ class Gpu:
         pass  # Triton compiles a kernel when it is first launched
 
     def fusable(self) -> list[str]:
-        """Fused ops with a launcher, where no rung was asked for that would be passed over."""
+        """Fused ops with a launcher, where no rung was asked for that it would pass over."""
         found = []
         for call in fused_ops():
-            op = table()[signature(call).op]
+            own = signature(call).op
+            launcher = getattr(self.home(own), call, None)
             parts = {signature(line.op).op for line in parse(signature(call).equals)}
-            if hasattr(op.tier("gpu"), call) and not parts & set(self.rungs):
+            if launcher and not (parts - {own, *self.asked(launcher)}) & set(self.rungs):
                 found.append(call)
         return found
 
@@ -103,24 +105,34 @@ class Gpu:
             None if v is None else tensor(memory, v, o.shape(sizes))
             for o, v in zip(c.signature.passed, (*c.outs, *c.ins), strict=True)
         ]
-        args += [*c.attrs.values(), c.add]
+        launcher = getattr(self.module(c.op), c.op)
+        named = self.asked(launcher)
         if n := self.workspace(c):
-            args.append(Tensor(self.scratch_memory.address(self.scratch), DTYPES["u8"], (n,)))
-        return functools.partial(getattr(self.module(c.op), c.op), *args)
+            named["work"] = Tensor(self.scratch_memory.address(self.scratch), DTYPES["u8"], (n,))
+        return functools.partial(launcher, *args, *c.attrs.values(), c.add, **named)
 
     def workspace(self, c: Call) -> int:
         """Bytes of scratch memory the launcher of this call declares."""
         size = getattr(self.module(c.op), f"{c.op}_workspace", None)
-        return size(**c.sizes, **c.attrs, dtype=c.written[0].dtype) if size else 0
+        return size(**c.sizes, **c.attrs, dtype=c.dtype, **self.asked(size)) if size else 0
+
+    def asked(self, function: Callable) -> dict[str, Any]:
+        """What a launcher or its workspace wants besides: {"matmul": the module that does it}."""
+        wants = "matmul" in inspect.signature(function).parameters
+        return {"matmul": self.module("matmul")} if wants else {}
 
     def module(self, call: str) -> Any:
-        op = table()[signature(call).op]
-        if op.name in self.rungs:
-            return importlib.import_module(rungs_of(op.name, "gpu")[self.rungs[op.name]])
-        module = op.tier("gpu")
-        if module is None or not hasattr(module, call):
+        """The module with the launcher of a call.  Raises ValueError if there is none."""
+        module = self.home(signature(call).op)
+        if not hasattr(module, call):
             raise ValueError(f"{call} has no GPU kernel; --device numpy runs every op")
         return module
+
+    def home(self, op: str) -> Any:
+        """An op's gpu.py, or the rung chosen for it."""
+        if op in self.rungs:
+            return importlib.import_module(rungs_of(op, "gpu")[self.rungs[op]])
+        return table()[op].tier("gpu")
 
 
 def tensor(memory: Memory, v: View, shape: Shape) -> Tensor:

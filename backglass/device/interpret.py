@@ -62,7 +62,8 @@ class Interpret(Gpu):
         from triton.runtime.errors import InterpreterError
 
         line = super()._line(c, memory)
-        tensors = [a for a in line.args if isinstance(a, Tensor)]
+        given = (*line.args, *line.keywords.values())
+        tensors = [a for a in given if isinstance(a, Tensor)]
         spans = [(t.address, t.address + math.prod(t.shape) * t.dtype.itemsize) for t in tensors]
 
         def checked() -> None:

@@ -52,6 +52,12 @@ class Call:
         return (*(v for v in self.ins if v is not None), *also)
 
     @property
+    def dtype(self) -> str:
+        """What the call computes in: the dtype of its operands, but for ids and statistics."""
+        pairs = zip(self.signature.passed, (*self.outs, *self.ins), strict=True)
+        return next((v.dtype for o, v in pairs if v is not None and not o.holds), "fp32")
+
+    @property
     def sizes(self) -> dict[str, int]:
         return self.signature.bind(tuple(v and v.shape for v in (*self.outs, *self.ins)))
 
