@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from backglass.device.gpu import Tensor
-from backglass.device.tiles import power_of_2
+from backglass.device.tiles import power_of_2, store
 
 IGNORED = tl.constexpr(-1)
 BLOCK_BYTES = 16384  # of a row at a time: a row of GPT-2 in bf16 is seven blocks
@@ -31,18 +31,18 @@ WARPS_IN_PLACE = 16
 
 
 @triton.jit
-def max_and_sum(row_p, width, V, BLOCK_V: tl.constexpr):
-    """m = max and Σ exp(row − m) of the first `width` numbers of a row of V, fp32.
+def max_and_sum(row_p, V, vocab_size, BLOCK_V: tl.constexpr):
+    """m = max and s = Σ exp(row − m) of the first vocab_size numbers of a row of V, fp32.
 
     The padding is loaded and then put aside: a mask that ends at V, a multiple of 16, lets 16 bytes
     come in one load, and one that ends at 50,257 does not.
     """
     m_i = float("-inf")
     acc = tl.zeros((BLOCK_V // 4,), tl.float32)
-    for first in range(0, width, BLOCK_V):
+    for first in range(0, vocab_size, BLOCK_V):
         cols = first + tl.arange(0, BLOCK_V)
         z = tl.load(row_p + cols, mask=cols < V, other=0).to(tl.float32)
-        z = tl.where(cols < width, z, float("-inf"))
+        z = tl.where(cols < vocab_size, z, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(z, 0))
         e = tl.reshape(tl.exp(z - m_new), (BLOCK_V // 4, 4))  # four that one thread holds
         acc = acc * tl.exp(m_i - m_new) + tl.sum(e, 1)
@@ -58,9 +58,12 @@ def logit_of(row_p, target, vocab_size):
 
 
 @triton.jit
-def d_row(drow_p, row_p, lse, target, weight, width, V, BLOCK_V: tl.constexpr):
-    """drow = (softmax(row) − onehot(target))·weight in the first `width` columns, 0 in the others;
-    drow may be row.  The last block comes first: it is what the caches have seen last."""
+def d_row(drow_p, row_p, lse, target, weight, V, vocab_size, BLOCK_V: tl.constexpr):
+    """drow = (softmax(row) − onehot(target))·weight, and 0 in the padding; drow may be row.
+
+    The last block comes first: it is what the caches have seen last.
+    """
+    width = tl.where(target == IGNORED, 0, vocab_size)
     blocks = tl.cdiv(V, BLOCK_V)
     for back in range(blocks):
         cols = (blocks - 1 - back) * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -68,18 +71,16 @@ def d_row(drow_p, row_p, lse, target, weight, width, V, BLOCK_V: tl.constexpr):
         p = tl.exp(z - lse)  # 1
         dz = (p - (cols == target).to(tl.float32)) * weight  # 7, 8
         dz = tl.where(cols < width, dz, 0)  # 11, 12
-        tl.store(drow_p + cols, dz.to(drow_p.dtype.element_ty), mask=cols < V)
+        store(drow_p + cols, dz, cols < V, False)
 
 
 @triton.jit
-def softmax_xent_kernel(
-    loss_p, lse_p, logits_p, targets_p, V, vocab_size, BLOCK_V: tl.constexpr
-):
+def softmax_xent_kernel(loss_p, lse_p, logits_p, targets_p, V, vocab_size, BLOCK_V: tl.constexpr):
     n = tl.program_id(0).to(tl.int64)
     row_p = logits_p + n * V
     target = tl.load(targets_p + n)
     z_target = logit_of(row_p, target, vocab_size)
-    m, s = max_and_sum(row_p, vocab_size, V, BLOCK_V)
+    m, s = max_and_sum(row_p, V, vocab_size, BLOCK_V)
     log_s = tl.log(s)
     tl.store(lse_p + n, m + log_s)
     tl.store(loss_p + n, tl.where(target == IGNORED, 0, log_s + (m - z_target)))
@@ -91,9 +92,8 @@ def d_softmax_xent_kernel(
 ):
     n = tl.program_id(0).to(tl.int64)
     target = tl.load(targets_p + n)
-    width = tl.where(target == IGNORED, 0, vocab_size)
     lse, weight = tl.load(lse_p + n), tl.load(dloss_p + n)
-    d_row(dlogits_p + n * V, logits_p + n * V, lse, target, weight, width, V, BLOCK_V)
+    d_row(dlogits_p + n * V, logits_p + n * V, lse, target, weight, V, vocab_size, BLOCK_V)
 
 
 @triton.jit
@@ -104,12 +104,11 @@ def softmax_xent_in_place_kernel(
     row_p = logits_p + n * V
     target = tl.load(targets_p + n)
     z_target = logit_of(row_p, target, vocab_size)
-    m, s = max_and_sum(row_p, vocab_size, V, BLOCK_V)
+    m, s = max_and_sum(row_p, V, vocab_size, BLOCK_V)
     log_s = tl.log(s)
     tl.store(loss_p + n, tl.where(target == IGNORED, 0, log_s + (m - z_target)))
-    width = tl.where(target == IGNORED, 0, vocab_size)
     weight = tl.load(dloss_p + n)
-    d_row(row_p, row_p, m + log_s, target, weight, width, V, BLOCK_V)
+    d_row(row_p, row_p, m + log_s, target, weight, V, V, BLOCK_V)
 
 
 def softmax_xent(loss, lse, logits, targets, vocab_size, add):
