@@ -48,6 +48,7 @@ SPEC = OpSpec(
         dict(N=7, V=16, vocab_size=11),
         dict(N=40, V=8, vocab_size=3),
         dict(N=33, V=781, vocab_size=781),
+        dict(N=5, V=8208, vocab_size=8195),
     ),
 )
 
