@@ -1,7 +1,7 @@
 """kernel check: does a device's kernel compute what the maths says, as well as its dtype allows?
 
 The truth is the maths in float64 on inputs rounded to the kernel's dtype.  *Naive* is the maths
-evaluated in float32 (for fp64 in float64) and rounded to the output's dtype.  A kernel may err
+evaluated in float32 (for fp64 in float64), every tensor rounded when stored.  A kernel may err
 twice as much as naive, or 4 ulp of the output's size, whichever is more; errors and sizes are root
 mean squares.  Outputs start as NaN where they are overwritten and random where they accumulate;
 canaries stand before and after every tensor; two runs must give the same bits; where the spec
@@ -95,7 +95,7 @@ def _check(
 ) -> list[Result]:  # fmt: skip
     values = {**sample.values, **{o.name: None for o in sig.ins if o.optional and absent}}
     truth = call_maths(sig, sample, values)
-    naive = call_maths(sig, sample, {k: _narrow(v, DTYPES[wide(dtype)]) for k, v in values.items()})
+    naive = _naive(sig, sample, values, dtype)
     start = _starting_values(sig, sample, values, dtype, adds, absent)
     notes = [f"+{o.name}" for o, add in zip(sig.outs, adds, strict=True) if add]
     notes += ["without optional"] * absent + ([f"{alias[0]} over {alias[1]}"] if alias else [])
@@ -128,8 +128,17 @@ def _check(
     return results
 
 
-def _narrow(values: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
-    return values if values is None or values.dtype.kind in "iu" else values.astype(dtype)
+def _naive(sig: Signature, sample: Sample, values: dict, dtype: str) -> tuple:
+    """The maths in float32; what a composition stores on the way is rounded there too."""
+    computing = DTYPES[wide(dtype)]
+
+    def narrow(x: np.ndarray | None) -> np.ndarray | None:
+        return x if x is None or x.dtype.kind in "iu" else x.astype(computing)
+
+    def keep(o: Operand, x: np.ndarray) -> np.ndarray:
+        return x.astype(DTYPES[held(o, dtype)]).astype(computing)
+
+    return call_maths(sig, sample, {k: narrow(v) for k, v in values.items()}, keep)
 
 
 def _starting_values(

@@ -48,6 +48,24 @@ def column_sums(out: Tensor, x: Tensor, add: bool, first: int = 0) -> None:
     column_sums_kernel[grid](out, x, N, C, stride, add, ROWS=32, BLOCK=COLUMNS)
 
 
+@triton.jit
+def sum_splits_kernel(out_p, part_p, SIZE, splits, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    """out (SIZE,) (+)= Σ_s part[s], in order.  Reads 4·splits·SIZE bytes."""
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for s in range(splits):
+        acc += tl.load(part_p + s * SIZE + offs, mask=offs < SIZE, other=0)
+    store(out_p + offs, acc, offs < SIZE, ADD)
+
+
+def sum_splits(out, part, add):
+    """out (M, N) (+)= the sum of part (pieces, M, N), fp32, in order."""
+    pieces, M, N = part.shape
+    sum_splits_kernel[(triton.cdiv(M * N, ELEMENTS),)](
+        out, part, M * N, pieces, add, BLOCK=ELEMENTS
+    )
+
+
 def has_copy_engine() -> bool:
     """Whether descriptors pay: from Hopper on (before, Triton imitates them, in vast registers)."""
     if triton.knobs.runtime.interpret:

@@ -13,13 +13,19 @@ what m rose.  (Milakov and Gimelshein 2018, "Online normalizer calculation for s
 
 A target of −1 marks a row that does not count: loss 0, gradient exactly 0, whatever its logits are.
 Any other target outside the vocabulary makes the loss NaN, which the trainer stops on.
+
+linear_xent is the whole head, a chunk of rows at a time: the product with w, the loss, and, while
+the chunk's logits are there, what they owe to x and w.  GPT-2's logits would be 6.6 GB at B = 64; a
+chunk of them is 0.8 GB.  dw is summed in fp32 over the chunks and rounded once.
 """
+
+from dataclasses import replace
 
 import triton
 import triton.language as tl
 
 from backglass.device.gpu import Tensor
-from backglass.device.tiles import power_of_2, store
+from backglass.device.tiles import power_of_2, store, sum_splits
 
 IGNORED = tl.constexpr(-1)
 BLOCK_BYTES = 16384  # of a row at a time: a row of GPT-2 in bf16 is seven blocks
@@ -28,6 +34,8 @@ WARPS = 8  # so that each thread has four loads of 16 bytes under way
 # In place, twice the threads: half as many rows are then being worked on at a time.  Two for each
 # of an H100's 132 multiprocessors are 27 MB of bf16 logits, which stay in its L2 cache of 50 MB.
 WARPS_IN_PLACE = 16
+
+CHUNK = 8192  # rows: enough for the matmuls to run at full speed
 
 
 @triton.jit
@@ -108,7 +116,7 @@ def softmax_xent_in_place_kernel(
     log_s = tl.log(s)
     tl.store(loss_p + n, tl.where(target == IGNORED, 0, log_s + (m - z_target)))
     weight = tl.load(dloss_p + n)
-    d_row(row_p, row_p, m + log_s, target, weight, V, V, BLOCK_V)
+    d_row(row_p, row_p, m + log_s, target, weight, V, vocab_size, BLOCK_V)
 
 
 def softmax_xent(loss, lse, logits, targets, vocab_size, add):
@@ -131,6 +139,51 @@ def softmax_xent_in_place(loss, logits, targets, dloss, vocab_size):
     softmax_xent_in_place_kernel[(N,)](
         loss, logits, targets, dloss, V, vocab_size, **tile(logits, WARPS_IN_PLACE)
     )
+
+
+def linear_xent_workspace(*, N, C, V, dtype, matmul, **_) -> int:
+    """A chunk's logits, dw in fp32 beside bf16, and what the matmuls need."""
+    sizes = dict(N=min(N, CHUNK), C=C, O=V, dtype=dtype)
+    return sum(shares(sizes["N"], C, V, dtype)) + max(
+        getattr(matmul, f"{call}_workspace")(**sizes)
+        for call in ("matmul", "d_matmul_x", "d_matmul_w")
+        if hasattr(matmul, f"{call}_workspace")
+    )
+
+
+def linear_xent(loss, dx, dw, x, w, targets, dloss, vocab_size, add, work, matmul):
+    """loss (N,) of x (N, C)·wᵀ, w (V, C), with targets and dloss (N,); dx and dw may accumulate."""
+    (N, C), V = x.shape, w.shape[0]
+    dtype = "bf16" if x.dtype.itemsize == 2 else "fp32"
+    for_logits, for_dw = shares(min(N, CHUNK), C, V, dtype)
+    sums = work.part(for_logits, "fp32", V, C) if for_dw else dw
+    rest = work.part(for_logits + for_dw, "u8", 0)
+    for start in range(0, N, CHUNK):
+        count = min(CHUNK, N - start)
+        some, dsome = x.rows(start, count), dx.rows(start, count)
+        logits = replace(work, dtype=x.dtype, shape=(count, V), precision=x.precision)
+        multiply(matmul, "matmul", rest, logits, some, w, None, (False,))
+        softmax_xent_in_place(
+            loss.rows(start, count), logits, targets.rows(start, count),
+            dloss.rows(start, count), vocab_size,
+        )  # fmt: skip
+        adds = (start > 0 or (not for_dw and add[2]), False)
+        multiply(matmul, "d_matmul_w", rest, sums, None, logits, some, adds)
+        multiply(matmul, "d_matmul_x", rest, dsome, logits, w, (add[1],))
+    if for_dw:
+        sum_splits(dw, replace(sums, shape=(1, V, C)), add[2])
+
+
+def shares(rows: int, C: int, V: int, dtype: str) -> tuple[int, int]:
+    """Bytes of the workspace for (a chunk's logits, dw in fp32)."""
+    logits = rows * V * (2 if dtype == "bf16" else 4)
+    return -(-logits // 256) * 256, V * C * 4 if dtype == "bf16" else 0
+
+
+def multiply(matmul, call, work, *operands) -> None:
+    """A launcher of the matmul in use, with workspace if it declares some."""
+    launcher = getattr(matmul, call)
+    launcher(*operands, work) if hasattr(matmul, f"{call}_workspace") else launcher(*operands)
 
 
 def tile(logits: Tensor, warps: int) -> dict[str, int]:

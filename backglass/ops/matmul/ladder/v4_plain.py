@@ -24,7 +24,7 @@ memory of their own, only the reading or writing of `pre`.
 import triton
 import triton.language as tl
 
-from backglass.device.tiles import ELEMENTS, column_sums, power_of_2, store
+from backglass.device.tiles import column_sums, power_of_2, store, sum_splits
 from backglass.ops.gelu.gpu import d_gelu_of, gelu_of
 
 GROUP = 8  # rows of tiles visited together: 8 rows of a and 8 columns of b fit the L2 cache
@@ -104,16 +104,6 @@ def grouped_tile(
 
 
 @triton.jit
-def sum_splits_kernel(out_p, part_p, SIZE, splits, ADD: tl.constexpr, BLOCK: tl.constexpr):
-    """out (SIZE,) (+)= Σ_s part[s], in order.  Reads 4·splits·SIZE bytes."""
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    acc = tl.zeros((BLOCK,), tl.float32)
-    for s in range(splits):
-        acc += tl.load(part_p + s * SIZE + offs, mask=offs < SIZE, other=0)
-    store(out_p + offs, acc, offs < SIZE, ADD)
-
-
-@triton.jit
 def bias_gradient_kernel(
     part_p, dy_p, N, O, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr
 ):
@@ -171,14 +161,6 @@ def d_matmul_w(dw, db, dy, x, add, work):
         sum_splits(dw, part, add[0])
     if db is not None:
         bias_gradient(db, dy, add[1], work)
-
-
-def sum_splits(out, part, add):
-    """out (M, N) (+)= the sum of part (pieces, M, N), fp32, in order."""
-    pieces, M, N = part.shape
-    sum_splits_kernel[(triton.cdiv(M * N, ELEMENTS),)](
-        out, part, M * N, pieces, add, BLOCK=ELEMENTS
-    )
 
 
 def bias_gradient(db, dy, add, work):

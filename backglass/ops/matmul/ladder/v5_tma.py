@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from backglass.device.tiles import has_copy_engine, store
+from backglass.device.tiles import has_copy_engine, store, sum_splits
 from backglass.ops.matmul.ladder import v4_plain
 from backglass.ops.matmul.ladder.v4_plain import (
     as_it_is,
@@ -28,7 +28,6 @@ from backglass.ops.matmul.ladder.v4_plain import (
     bias_programs,
     grouped_tile,
     keep_and_gelu,
-    sum_splits,
     times_d_gelu,
 )
 
