@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from backglass.device.process import peak_bytes
+
 SIZES = ("layers", "heads", "channels", "vocab_size", "max_seq_len")
 
 
@@ -49,8 +51,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         return loss
 
     found = timed(step, job) | {"prepare_ms": prepare_ms}
-    if session.device.name == "cuda":
-        found["peak_bytes"] = session.device.used_bytes()
+    found["peak_bytes"] = session.device.used_bytes()
     return found
 
 
@@ -149,12 +150,6 @@ def module_at(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def peak_bytes() -> int:
-    from backglass.training.report import memory_mib
-
-    return int(memory_mib() * 2**20)
 
 
 KINDS = {"train": train, "one file": one_file, "generate": generate, "llm.c files": llmc_files}

@@ -29,6 +29,22 @@ class Device(Protocol):
         """Memory its kernels can work on."""
         ...
 
+    def free_bytes(self) -> int | None:
+        """Memory that a run may take; None where the operating system decides."""
+        ...
+
+    def used_bytes(self) -> int:
+        """Memory in use: the process's peak, or what the GPU's driver reports."""
+        ...
+
+    def peak_flops(self, dtype: str) -> float:
+        """FLOP/s of a large matrix product by the vendor's library: what `of peak` refers to."""
+        ...
+
+    def workspace_bytes(self, calls: Iterable[Call]) -> int:
+        """Scratch memory that these calls' kernels share."""
+        ...
+
     def prepare(self, calls: Iterable[Call], memory: Memory) -> None:
         """Compile what these calls need, before they are bound."""
         ...

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from backglass.device import compile, host
+from backglass.device import compile, host, process
 from backglass.device.reference import operands
 from backglass.errors import wrong_use
 from backglass.execute.memory import Memory, aligned_zeros
@@ -47,9 +47,21 @@ class Cpu:
         return [self._line(c, memory) for c in calls]
 
     def _grow(self, calls: list[Call]) -> None:
-        need = max((self.workspace(c) for c in calls), default=0)
+        need = self.workspace_bytes(calls) // 4
         if need > self.work.size:
             self.work = aligned_zeros(need, np.dtype(np.float32))
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def used_bytes(self) -> int:
+        return process.peak_bytes()
+
+    def peak_flops(self, dtype: str) -> float:
+        return process.blas_flops()
+
+    def workspace_bytes(self, calls: Iterable[Call]) -> int:
+        return 4 * max((self.workspace(c) for c in calls), default=0)
 
     def prepare(self, calls: Iterable[Call], memory: Memory) -> None:
         """Compile what is not in the kernel cache yet, in parallel processes."""

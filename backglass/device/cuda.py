@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from backglass.device.gpu import Gpu
+from backglass.device.gpu import Gpu, Tensor, tensor
 from backglass.errors import UserError, wrong_use
 from backglass.execute.memory import Memory
 from backglass.view import DTYPES, View
@@ -57,10 +58,39 @@ class Cuda(Gpu):
         """Until everything launched so far is done."""
         self.stream.synchronize()
 
+    def free_bytes(self) -> int:
+        """What the driver has left and our own pool has not handed out."""
+        free, _ = self.cupy.cuda.runtime.memGetInfo()
+        return free + self.cupy.get_default_memory_pool().free_bytes()
+
     def used_bytes(self) -> int:
         """Device memory in use by everybody, as the driver reports it."""
         free, total = self.cupy.cuda.runtime.memGetInfo()
         return total - free
+
+    def peak_flops(self, dtype: str) -> float:
+        """Of cuBLASLt on a product of 4096³."""
+        from backglass.device import cublaslt
+
+        n, memory = 4096, self.memory()
+        views = [View(name, (n, n), dtype, "act") for name in "abc"]
+        for v in views[:2]:  # random numbers: zeros would be multiplied faster
+            memory.write(v, np.random.default_rng(0).standard_normal((n, n), np.float32))
+        a, b, out = (tensor(memory, v, v.shape) for v in views)
+        held = self.cupy.empty(cublaslt.WORKSPACE_BYTES, self.cupy.uint8)
+        work = Tensor(held.data.ptr, DTYPES["u8"], held.shape)
+        run = partial(cublaslt.product, out, a, b, work)
+        run()
+        begin, end = self.cupy.cuda.Event(), self.cupy.cuda.Event()
+        begin.record(self.stream)
+        for _ in range(10):
+            run()
+        end.record(self.stream)
+        end.synchronize()
+        seconds = self.cupy.cuda.get_elapsed_time(begin, end) / 1e3
+        del memory, held
+        self.cupy.get_default_memory_pool().free_all_blocks()
+        return 10 * 2 * n**3 / seconds
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from backglass.device import process
 from backglass.errors import wrong_use
 from backglass.execute.memory import Memory
 from backglass.ops import known_rungs, rungs_of, signature, table
@@ -92,7 +93,7 @@ class Gpu:
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]:
         calls = list(calls)
-        need = max((self.workspace(c) for c in calls), default=0)
+        need = self.workspace_bytes(calls)
         if need > self.scratch.size:
             self.scratch = View("workspace", (need,), "u8", "state", "workspace")
             self.scratch_memory = self.memory()
@@ -110,6 +111,18 @@ class Gpu:
         if n := self.workspace(c):
             named["work"] = Tensor(self.scratch_memory.address(self.scratch), DTYPES["u8"], (n,))
         return functools.partial(launcher, *args, *c.attrs.values(), c.add, **named)
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def used_bytes(self) -> int:
+        return process.peak_bytes()
+
+    def peak_flops(self, dtype: str) -> float:
+        return process.blas_flops()
+
+    def workspace_bytes(self, calls: Iterable[Call]) -> int:
+        return max((self.workspace(c) for c in calls), default=0)
 
     def workspace(self, c: Call) -> int:
         """Bytes of scratch memory the launcher of this call declares."""

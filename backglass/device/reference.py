@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from backglass.device import process
 from backglass.execute.memory import Memory
 from backglass.ops import signature, table
 from backglass.program.fuse import parse
@@ -24,6 +25,18 @@ class Reference:
 
     def memory(self) -> Memory:
         return Memory()
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def used_bytes(self) -> int:
+        return process.peak_bytes()
+
+    def peak_flops(self, dtype: str) -> float:
+        return process.blas_flops()
+
+    def workspace_bytes(self, calls: Iterable[Call]) -> int:
+        return 0  # not asked, where memory has no limit
 
     def prepare(self, calls: Iterable[Call], memory: Memory) -> None:
         pass  # nothing to compile

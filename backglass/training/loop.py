@@ -11,7 +11,7 @@ import numpy as np
 from backglass.training import checkpoint, diagnose, messages
 from backglass.training.report import Report
 from backglass.training.settings import Settings
-from backglass.training.start import disk_errors, measured_peak_flops, prepare
+from backglass.training.start import disk_errors, prepare
 from backglass.training.stopping import Stopped, last_signal
 
 
@@ -39,6 +39,7 @@ class Trainer:
         self.val_windows, self.session, self.state = start.val_windows, start.session, start.state
         self.report = Report(out, s, quiet)
         self.session.device.progress = self.report.compiling
+        self.report.used_bytes = self.session.device.used_bytes
         self.report.flops_per_token = 6.0 * self.session.t.layout.count
 
     def run(self) -> None:
@@ -53,7 +54,7 @@ class Trainer:
         with disk_errors(self.out), closing(report), last_signal(report.say) as stop:
             if state.step == 0:
                 self._validate(first=True)
-            report.peak_flops = measured_peak_flops()
+            report.peak_flops = self.session.device.peak_flops(s.dtype)
             report.start(state.step)
             while state.step < s.steps:
                 self._step()

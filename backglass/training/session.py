@@ -27,6 +27,7 @@ from backglass.program.step import (
     run_micro,
     run_update,
 )
+from backglass.training.fit import require_memory
 from backglass.training.settings import Settings, learning_rate
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -40,14 +41,16 @@ class Session:
         self.memory = device.memory()
         B, T = s.batch_size, s.seq_len
         self.t: Tensors = declare(gpt2, c, B, T, s.dtype, self.memory)
-        spaces = (self.t.p, self.t.dp, self.t.m, self.t.v, self.t.master)
-        self.flats = {s.flat.name: self.memory.allocate(s.flat) for s in spaces if s}
         self.micro_program = record_micro(gpt2, c, B, T, s.dtype).validate()
         self.update_program = record_update(gpt2, c, s.dtype).validate()
         evaluated = dataclasses.replace(c, dropout=0.0)
         self.loss_program = record_loss(gpt2, evaluated, B, T, s.dtype).validate()
+        self.plans = self._plan()
+        spaces = (self.t.p, self.t.dp, self.t.m, self.t.v, self.t.master)
+        groups = [space.flat for space in spaces if space]
+        require_memory(s, c, device, self.plans, sum(flat.nbytes for flat in groups))
+        self.flats = {flat.name: self.memory.allocate(flat) for flat in groups}
         self._runs: dict[str, Callable[[], None]] = {}
-        self.plans: dict[str, Plan] = {}
 
     def init(self) -> None:
         """GPT-2's random start."""
@@ -78,11 +81,8 @@ class Session:
         """Run the program micro, update or loss."""
         self._runs[name]()
 
-    def bind(self) -> None:
-        """Transform, plan and bind all programs, once; they share one arena and compile
-        together."""
-        if self._runs:
-            return
+    def _plan(self) -> dict[str, Plan]:
+        """All programs transformed as the settings say, and a place for every activation."""
         fields = [f for f in self.s.recompute.split(",") if f]
         programs = {
             "micro": self.micro_program.recompute(*fields) if fields else self.micro_program,
@@ -94,7 +94,12 @@ class Session:
             programs = {
                 name: p.fuse(*names).validate() for name, p in programs.items() if names
             } or programs
-        self.plans = {name: p.plan() for name, p in programs.items()}
+        return {name: p.plan() for name, p in programs.items()}
+
+    def bind(self) -> None:
+        """Bind all programs, once; they share one arena and compile together."""
+        if self._runs:
+            return
         self.memory.arena(max(p.peak for p in self.plans.values()))
         placed = {name: p.placed() for name, p in self.plans.items()}
         self.device.prepare([c for p in placed.values() for c in p], self.memory)

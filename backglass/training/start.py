@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -163,14 +162,3 @@ def run_json(s: Settings) -> dict[str, Any]:
         },
         "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
     }
-
-
-def measured_peak_flops() -> float:
-    """FLOP/s of the fastest of a few large BLAS products: what `of peak` refers to."""
-    a = np.ones((768, 768), np.float32)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - start)
-    return 2 * 768**3 / min(times)
