@@ -92,18 +92,21 @@ def batch():
     return ids[:, :-1], targets
 
 
+# A gradient has passed some 30 lines, each of which errs: by 2⁻²⁰ of its size in fp32 (sums of a few
+# hundred numbers, each rounded to 2⁻²⁴), by one rounding to 2⁻⁸ in bf16.
+LINES = 30
+
+
 @pytest.mark.parametrize(
-    "changes, limit",
-    [
-        ({}, 1e-5),
-        ({"attention": "explicit", "dropout": 0.1}, 1e-5),
-        ({"fuse": False}, 1e-5),
-        ({"dtype": "bf16"}, 2e-2),
-    ],
+    "changes",
+    [{}, {"attention": "explicit", "dropout": 0.1}, {"fuse": False}, {"dtype": "bf16"}],
+    ids=["flash", "explicit", "unfused", "bf16"],
 )
-def test_interpreted_step_is_the_numpy_step(changes, limit):
+def test_interpreted_step_is_the_numpy_step(changes):
     theirs = {k: v for k, v in changes.items() if k != "dtype"}
     a, b = tiny("interpret", **changes), tiny("numpy", **theirs)
+    b.load_state({"p": a.memory.read(a.t.p.flat).astype(np.float32)})  # what bf16 left of them
+    limit = (2.0**-8 if changes.get("dtype") == "bf16" else 2.0**-20) * LINES**0.5
     losses = [x.gradients([batch()], 0) for x in (a, b)]
     assert abs(losses[0] - losses[1]) < limit * losses[1]
     for ours, numpy in zip(a.t.dp, b.t.dp, strict=True):

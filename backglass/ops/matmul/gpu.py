@@ -136,13 +136,10 @@ def producer(ring, a_desc, b_desc, out_desc, M, N, K, shape: gl.constexpr):
 @gluon.jit
 def consumer(ring, end, M, N, K, shape: gl.constexpr, EPILOGUE: gl.constexpr, WHICH: gl.constexpr):
     """Every other tile of this program, from WHICH on: sums, epilogue, store."""
-    a_bufs, b_bufs, full, empty = ring
     out_desc, pre_desc, bias_p, out_bufs, turn, arrived = end
-    STAGES: gl.constexpr = shape[2]
     BLOCK_M: gl.constexpr = out_desc.block_type.shape[0]
     BLOCK_N: gl.constexpr = out_desc.block_type.shape[1]
-    BLOCK_K: gl.constexpr = a_bufs.shape[1 if shape[0] else 2]
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    BLOCK_K: gl.constexpr = ring[0].shape[1 if shape[0] else 2]
     out = out_bufs.index(WHICH)
     steps = (K + BLOCK_K - 1) // BLOCK_K
     done = 0
@@ -156,39 +153,59 @@ def consumer(ring, end, M, N, K, shape: gl.constexpr, EPILOGUE: gl.constexpr, WH
             tma.store_wait(0)  # the last tile has left the buffer
             mbarrier.expect(arrived.index(WHICH), out_desc.block_type.nbytes)
             tma.async_copy_global_to_shared(source, [m, n], arrived.index(WHICH), out)
-        step = (2 * done + WHICH) * steps
         mbarrier.wait(turn.index(WHICH), (done + 1 - WHICH) & 1)
-        acc = gl.zeros((BLOCK_M, BLOCK_N), gl.float32, layout)
-        for j in range(steps):
-            s = step % STAGES
-            mbarrier.wait(full.index(s), (step // STAGES) & 1)
-            a = a_bufs.index(s).permute((1, 0)) if shape[0] else a_bufs.index(s)
-            b = b_bufs.index(s).permute((1, 0)) if shape[1] else b_bufs.index(s)
-            acc = hopper.warpgroup_mma(a, b, acc, is_async=True)
-            acc = hopper.warpgroup_mma_wait(1, deps=(acc,))  # all products but this step's
-            mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), pred=j > 0)
-            step += 1
-        mbarrier.arrive(turn.index(1 - WHICH))
-        acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
-        mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES))
-        # In halves: an epilogue on all sums at once does not fit the registers.
-        left, right = acc.reshape((BLOCK_M, 2, BLOCK_N // 2)).permute((0, 2, 1)).split()
-        if bias_p is not None:
-            left = plus_bias(left, bias_p, n, N)
-            right = plus_bias(right, bias_p, n + BLOCK_N // 2, N)
+        acc = products(
+            ring, (2 * done + WHICH) * steps, steps, shape, BLOCK_M, BLOCK_N, turn, WHICH
+        )
         if EPILOGUE == "add" or EPILOGUE == "d_gelu":
             mbarrier.wait(arrived.index(WHICH), done & 1)
-            combine(left, out.slice(0, BLOCK_N // 2, dim=1), EPILOGUE)
-            combine(right, out.slice(BLOCK_N // 2, BLOCK_N // 2, dim=1), EPILOGUE)
-            send(out_desc, m, n, out)
-        else:
-            put(left, right, out)
-            if EPILOGUE == "gelu":
-                send(pre_desc, m, n, out)
-                put(gelu_of(left), gelu_of(right), out)
-            send(out_desc, m, n, out)
+        finish(acc, out, out_desc, pre_desc, bias_p, m, n, N, EPILOGUE)
         done += 1
     tma.store_wait(0)
+
+
+@gluon.jit
+def products(
+    ring, step, steps, shape: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
+    turn, WHICH: gl.constexpr,
+):  # fmt: skip
+    """The sums of a tile, whose first step is number `step` of the ring; then passes the turn on."""
+    a_bufs, b_bufs, full, empty = ring
+    STAGES: gl.constexpr = shape[2]
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    acc = gl.zeros((BLOCK_M, BLOCK_N), gl.float32, layout)
+    for j in range(steps):
+        s = step % STAGES
+        mbarrier.wait(full.index(s), (step // STAGES) & 1)
+        a = a_bufs.index(s).permute((1, 0)) if shape[0] else a_bufs.index(s)
+        b = b_bufs.index(s).permute((1, 0)) if shape[1] else b_bufs.index(s)
+        acc = hopper.warpgroup_mma(a, b, acc, is_async=True)
+        acc = hopper.warpgroup_mma_wait(1, deps=(acc,))  # all products but this step's
+        mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), pred=j > 0)
+        step += 1
+    mbarrier.arrive(turn.index(1 - WHICH))
+    acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
+    mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES))
+    return acc
+
+
+@gluon.jit
+def finish(acc, out, out_desc, pre_desc, bias_p, m, n, N, EPILOGUE: gl.constexpr):
+    """Bias, epilogue and store.  In halves: an epilogue on all sums does not fit the registers."""
+    HALF: gl.constexpr = acc.shape[1] // 2
+    left, right = acc.reshape((acc.shape[0], 2, HALF)).permute((0, 2, 1)).split()
+    if bias_p is not None:
+        left = plus_bias(left, bias_p, n, N)
+        right = plus_bias(right, bias_p, n + HALF, N)
+    if EPILOGUE == "add" or EPILOGUE == "d_gelu":
+        combine(left, out.slice(0, HALF, dim=1), EPILOGUE)
+        combine(right, out.slice(HALF, HALF, dim=1), EPILOGUE)
+    else:
+        put(left, right, out)
+        if EPILOGUE == "gelu":
+            send(pre_desc, m, n, out)
+            put(gelu_of(left), gelu_of(right), out)
+    send(out_desc, m, n, out)
 
 
 @gluon.jit
