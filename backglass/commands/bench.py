@@ -160,6 +160,8 @@ class Bench:
                 f"bench ops {unknown[0]}: no line of GPT-2's training step is that; there are "
                 f"{', '.join(dict.fromkeys(known.values()))}"
             )
+        from backglass.training.settings import parse_rungs
+
         rungs = parse_rungs(self.rung or "")
         rows: list[dict[str, Any]] = []
         for r in bench_ops(list(self.names), *shape, self.threads, rungs):
@@ -258,14 +260,6 @@ class Bench:
             "command": shlex.join(["backglass", *sys.argv[1:]]),
             "date": datetime.date.today().isoformat(),
         }  # fmt: skip
-
-
-def parse_rungs(text: str) -> dict[str, str]:
-    """OP=V,OP=V.  Raises UserError (wrong use) for anything else."""
-    pairs = [part.split("=") for part in text.split(",") if part]
-    if bad := [p for p in pairs if len(p) != 2]:
-        raise wrong_use(f"--rung {'='.join(bad[0])}: expected OP=V, such as matmul=v2")
-    return dict(pairs)
 
 
 def commit(folder: Path) -> str:

@@ -17,7 +17,7 @@ DTYPES = {
     "cuda": ("bf16", "tf32", "fp32"),
     "interpret": ("fp32", "bf16"),
 }
-MATMULS = {"cpu": ("own", "blas"), "cuda": ("own", "cublaslt")}
+MATMULS = {"cpu": ("own", "blas"), "cuda": ("fastest", "own", "cublaslt")}
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 AT_LEAST_1 = (
     "layers", "heads", "channels", "seq_len", "batch_size", "schedule_steps", "keep", "val_batches",
@@ -63,7 +63,7 @@ class Settings:
     device: str = "cpu"
     dtype: str = "auto"
     threads: int = 0  # 0: all cores
-    matmul: str = "own"
+    matmul: str = "auto"
     rung: str = ""
     recompute: str = ""
     fuse: bool = True
@@ -86,6 +86,9 @@ class Settings:
             )
         if self.dtype == "auto":
             object.__setattr__(self, "dtype", DTYPES[kind][0])
+        if self.matmul == "auto":
+            object.__setattr__(self, "matmul", MATMULS.get(kind, ("own",))[0])
+        parse_rungs(self.rung)
         self._check_numbers()
         self._one_of("schedule", SCHEDULES)
         self._one_of("attention", ("flash", "explicit"))
@@ -165,6 +168,14 @@ def learning_rate(s: Settings, step: int) -> float:
         tail = max(0.0, (progress - 0.8) / 0.2)
         fraction = 1 - (1 - s.final_lr) * math.sqrt(tail)
     return s.lr * fraction
+
+
+def parse_rungs(text: str) -> dict[str, str]:
+    """OP=V,OP=V.  Raises UserError (wrong use) for anything else."""
+    pairs = [part.split("=") for part in text.split(",") if part]
+    if bad := [p for p in pairs if len(p) != 2]:
+        raise wrong_use(f"--rung {'='.join(bad[0])}: expected OP=V, such as matmul=v2")
+    return dict(pairs)
 
 
 def _flag(name: str) -> str:
