@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ def product(
     if vector is not None:
         _set(p.description, BIAS_POINTER, ctypes.c_uint64(vector.address))
     if p.algorithm is None:
-        p.algorithm = p.candidates[_chosen(key, p, out, a, b, work)]
+        p.algorithm = p.candidates[_chosen(key, p, out, a, b, work, add)]
     _call(p, p.algorithm, out, a, b, work, add)
 
 
@@ -115,7 +116,9 @@ def _candidates(description: ctypes.c_void_p, layouts: tuple) -> list[Any]:
     return [(ctypes.c_uint64 * ALGORITHM_WORDS)(*results[i : i + ALGORITHM_WORDS]) for i in starts]
 
 
-def _chosen(key: tuple, p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor) -> int:
+def _chosen(
+    key: tuple, p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor, add: bool
+) -> int:
     """The number of the fastest candidate, timed now or remembered."""
     gpu = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
     file = (
@@ -124,18 +127,17 @@ def _chosen(key: tuple, p: Product, out: Tensor, a: Tensor, b: Tensor, work: Ten
     known = json.loads(file.read_text()) if file.exists() else {}
     name = " ".join(map(str, key))
     if known.get(name, CANDIDATES) >= len(p.candidates):
-        known[name] = _fastest(p, out, a, b, work)
+        known[name] = _fastest(p, out, a, b, work, add)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, known)
     return known[name]
 
 
-def _fastest(p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor) -> int:
-    """Time every candidate on an output of its own, so that `out` is written once."""
+def _fastest(p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor, add: bool) -> int:
+    """Time every candidate; on an output of its own if what `out` holds is still needed."""
     stream = cupy.cuda.get_current_stream()
-    M, N = out.shape
-    held = cupy.empty(M * N * out.dtype.itemsize, cupy.uint8)
-    trial = Tensor(held.data.ptr, out.dtype, out.shape)
+    held = cupy.empty(math.prod(out.shape) * out.dtype.itemsize if add else 0, cupy.uint8)
+    trial = Tensor(held.data.ptr, out.dtype, out.shape) if add else out
     times = []
     for algorithm in p.candidates:
         begin, end = cupy.cuda.Event(), cupy.cuda.Event()

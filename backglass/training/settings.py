@@ -146,6 +146,9 @@ class Settings:
         )
 
     def replace(self, **changes: Any) -> Settings:
+        """With another device, dtype and matmul are chosen anew unless they are given."""
+        if changes.get("device", self.device) != self.device:
+            changes = {"dtype": "auto", "matmul": "auto", **changes}
         return dataclasses.replace(self, **changes)
 
 
