@@ -15,14 +15,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, product
 
 import numpy as np
 
-from backglass.view import DTYPES, HasMemory, View, gradient_name
+from backglass.view import DTYPES, HasMemory, View, gradient_name, wide
 
-ALIGN_BYTES = (
-    256  # what GPUs want for coalesced and vector access, and a multiple of every cache line
-)
+# Elements between the starts of two tensors are a multiple of this, whatever their dtype: the same
+# parameter has the same offset in p, dp, m, v and master.  128 bf16 numbers are 256 bytes, which is
+# what GPUs want for coalesced and vector access and a multiple of every cache line.
+ALIGN = 128
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,12 @@ class Space:
     """Named views: space.wte, space.h[3].qkvw.  An unknown name says which ones there are."""
 
     flat: View
-    h: list[Space]
+
+    def __init__(self, layers: int = 0):
+        self.h = [Space() for _ in range(layers)]
+
+    def put(self, name: str, layer: int | None, view: View) -> None:
+        setattr(self if layer is None else self.h[layer], name, view)
 
     def __getattr__(self, name: str) -> View:
         if name.startswith("__"):
@@ -74,16 +81,12 @@ class Space:
 
     def __iter__(self) -> Iterator[View]:
         """Every tensor, outside the blocks first, then layer by layer."""
-        for key, value in vars(self).items():
-            if isinstance(value, View) and key != "flat":
-                yield value
-        for layer in vars(self).get("h", ()):
-            yield from layer
+        yield from (v for k, v in vars(self).items() if k not in ("flat", "h"))
+        yield from chain(*self.h)
 
 
 class Layout:
-    """Places parameters in one flat buffer: those with weight decay first, each aligned to 256
-    bytes."""
+    """Places parameters in one flat buffer: those with weight decay first, each aligned."""
 
     def __init__(self, params: tuple[Param, ...], sizes: dict[str, int], dtype: str):
         self.params, self.sizes, self.dtype = params, sizes, dtype
@@ -91,23 +94,17 @@ class Layout:
     @cached_property
     def slots(self) -> list[Slot]:
         slots, at = [], 0
-        step = ALIGN_BYTES // DTYPES[self.dtype].itemsize
-        for decay in (True, False):
-            for layer in (None, *range(self.sizes["L"])):
-                for param in self.params:
-                    layered = is_layered(param.dims)
-                    if param.decay == decay and layered == (layer is not None):
-                        slot = Slot(param, layer, shape_of(param.dims, self.sizes), at)
-                        slots.append(slot)
-                        at += -(-slot.size // step) * step
+        layers = (None, *range(self.sizes["L"]))
+        for decay, layer, param in product((True, False), layers, self.params):
+            if param.decay == decay and is_layered(param.dims) == (layer is not None):
+                slots.append(Slot(param, layer, shape_of(param.dims, self.sizes), at))
+                at += aligned(slots[-1].size)
         return slots
 
     @cached_property
     def size(self) -> int:
         """Elements of the flat buffer, alignment gaps included; the gaps hold zeros."""
-        last = self.slots[-1]
-        step = ALIGN_BYTES // DTYPES[self.dtype].itemsize
-        return last.offset + -(-last.size // step) * step
+        return self.slots[-1].offset + aligned(self.slots[-1].size)
 
     @cached_property
     def decay_size(self) -> int:
@@ -119,23 +116,27 @@ class Layout:
         """Parameters, pad rows included, alignment gaps not."""
         return sum(s.size for s in self.slots)
 
-    def views(self, group: str, kind: str, memory: HasMemory | None = None) -> Space:
+    def views(
+        self, group: str, kind: str, memory: HasMemory | None = None, dtype: str | None = None
+    ) -> Space:
         """All tensors as views into the flat buffer called `group`; gradients get gradient
         names."""
-        space = Space()
-        space.flat = View(group, (self.size,), self.dtype, kind, group, 0, memory=memory)
-        space.h = [Space() for _ in range(self.sizes["L"])]
+        dtype = dtype or self.dtype
+        space = Space(self.sizes["L"])
+        space.flat = View(group, (self.size,), dtype, kind, group, 0, memory=memory)
         for s in self.slots:
             name = {"param": s.name, "grad": gradient_name(s.name)}.get(kind, f"{s.name}/{group}")
-            view = View(name, s.shape, self.dtype, kind, group, s.offset, memory=memory)
-            setattr(space if s.layer is None else space.h[s.layer], s.param.name, view)
+            view = View(name, s.shape, dtype, kind, group, s.offset, memory=memory)
+            space.put(s.param.name, s.layer, view)
         return space
 
     def initial(self, seed: int, zero_rows: dict[str, int]) -> np.ndarray:
-        """The flat buffer before training.  zero_rows: {"wte": V} keeps the pad rows from V on
-        zero."""
+        """The flat buffer before training, not rounded to bf16 yet.
+
+        zero_rows: {"wte": V} keeps the pad rows from V on zero.
+        """
         rng = np.random.default_rng(seed)
-        flat = np.zeros(self.size, DTYPES[self.dtype])
+        flat = np.zeros(self.size, DTYPES[wide(self.dtype)])
         for s in self.slots:
             w = flat[s.offset : s.offset + s.size].reshape(s.shape)
             if s.param.ones:
@@ -148,26 +149,27 @@ class Layout:
 
 
 def activations(
-    fields: dict[str, str],
-    sizes: dict[str, int],
-    dtype: str,
-    mark: str = "",
+    fields: dict[str, str], sizes: dict[str, int], dtype: str, mark: str = "",
     memory: HasMemory | None = None,
-) -> Space:
+) -> Space:  # fmt: skip
     """Views of a model's activations, or with mark="d" of their gradients: h3.ln1, h3.dln1.
 
     `L B T | stat` marks statistics (a mean, a log-sum-exp), which stay fp32 beside bf16.
     """
-    space = Space()
-    space.h = [Space() for _ in range(sizes["L"])]
+    space = Space(sizes["L"])
     for name, text in fields.items():
         dims, _, role = (part.strip() for part in text.partition("|"))
-        kept = "fp32" if role == "stat" and dtype == "bf16" else dtype
+        kept = wide(dtype) if role == "stat" else dtype
         for layer in range(sizes["L"]) if is_layered(dims) else (None,):
             full = mark + name if layer is None else f"h{layer}.{mark}{name}"
             view = View(full, shape_of(dims, sizes), kept, "act", memory=memory)
-            setattr(space if layer is None else space.h[layer], name, view)
+            space.put(name, layer, view)
     return space
+
+
+def aligned(size: int) -> int:
+    """size rounded up to a multiple of ALIGN elements."""
+    return -(-size // ALIGN) * ALIGN
 
 
 def is_layered(dims: str) -> bool:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import re
+from ast import literal_eval
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -34,9 +35,10 @@ class Operand:
     add: bool = False
     optional: bool = False
     saved: bool = False
+    holds: str = ""  # "" the working dtype, "wide" fp32 beside bf16, "int" ids or seeds
 
     def shape(self, sizes: dict[str, int]) -> Shape:
-        return tuple(size_of(d, sizes) for d in self.dims)
+        return tuple(int(d) if d.isdigit() else sizes[d] for d in self.dims)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Signature:
     op: str
     outs: tuple[Operand, ...]
     ins: tuple[Operand, ...]
-    attrs: dict[str, float | int | str]
+    attrs: dict[str, float | int]
     inplace: tuple[tuple[str, str], ...]
     phase: str
     flops: str
@@ -71,18 +73,16 @@ class Signature:
 
     def split(self, operands: tuple) -> tuple[tuple, tuple]:
         """(outs, ins) of a call's positional operands, absent optional ones filled with None."""
-        n, missing = len(self.outs), len(self.passed) - len(operands)
-        if missing:
-            sides = ((n, self.outs), (len(self.passed), self.passed_ins))
-            ends = [
-                end
-                for end, side in sides
-                if 0 < missing <= len(side) and all(o.optional for o in side[-missing:])
-            ]
-            if len(ends) != 1:
-                raise ValueError(f"{self.call} takes {self}; got {len(operands)} operands")
-            at = ends[0] - missing
-            operands = (*operands[:at], *(None,) * missing, *operands[at:])
+        n, total = len(self.outs), len(self.passed)
+        missing = total - len(operands)
+        places = [  # the optional ones are the last of the outputs or of the inputs
+            end - missing
+            for start, end in ((0, n), (n, total))
+            if missing <= end - start and all(o.optional for o in self.passed[end - missing : end])
+        ]
+        if missing and len(places) != 1:
+            raise ValueError(f"{self.call} takes {self}; got {len(operands)} operands")
+        operands = (*operands[: places[0]], *(None,) * missing, *operands[places[0] :])
         return operands[:n], operands[n:]
 
     def bind(self, shapes: tuple[Shape | None, ...]) -> dict[str, int]:
@@ -91,31 +91,27 @@ class Signature:
 
         Raises ValueError naming the op, the operand and the dims if the shapes do not fit.
         """
-        sizes: dict[str, int] = {}
-        because: dict[str, str] = {}
+        sizes = {d: int(d) for o in self.passed for d in o.dims if d.isdigit()}
+        because = dict.fromkeys(sizes, "")
         given = [(o, s) for o, s in zip(self.passed, shapes, strict=True) if s is not None]
-        exact = [(o, s) for o, s in given if len(o.dims) == len(s)]
-        loose = [(o, s) for o, s in given if len(o.dims) != len(s)]
-        for operand, shape in exact + loose:
-            whole = (math.prod(shape),) if len(operand.dims) == 1 else shape
-            trailing = zip(operand.dims[:0:-1], reversed(whole), strict=False)
-            for d, n in trailing:
-                if not d.isdigit() and d not in sizes:
-                    sizes[d], because[d] = n, f"{operand.name} is {shape}"
-            first = operand.dims[0]
-            tail = math.prod(size_of(d, sizes) for d in operand.dims[1:])
-            if not first.isdigit() and first not in sizes:
-                sizes[first] = math.prod(shape) // max(tail, 1)
-                because[first] = f"{operand.name} is {shape}"
-            want = operand.shape(sizes)
+        given.sort(key=lambda pair: len(pair[0].dims) != len(pair[1]))  # first what has every axis
+        for operand, shape in given:
+            first, *rest = operand.dims
+            for d, n in zip(reversed(rest), reversed(shape), strict=False):
+                sizes.setdefault(d, n)
+            tail = math.prod(sizes[d] for d in rest)
+            sizes.setdefault(first, math.prod(shape) // max(tail, 1))
+            for d in operand.dims:
+                because.setdefault(d, f"{operand.name} is {shape}")
+            want = tuple(sizes[d] for d in operand.dims)
             fits = shape == want if len(shape) == len(want) else math.prod(shape) == math.prod(want)
             if not fits:
-                reasons = dict.fromkeys(because[d] for d in operand.dims if d in because)
+                reasons = filter(None, dict.fromkeys(because[d] for d in operand.dims))
                 raise ValueError(
                     f"{self.call}: {operand.name} has shape {shape}, expected "
                     f"({', '.join(operand.dims)}) = {want} because {' and '.join(reasons)}"
                 )
-        return sizes
+        return {d: n for d, n in sizes.items() if not d.isdigit()}
 
     def __str__(self) -> str:
         def text(o: Operand) -> str:
@@ -136,6 +132,7 @@ class OpSpec:
     integers: operands that hold token ids or seeds and their range, "targets:-1:vocab_size";
     nothing is differentiated with
         respect to them.
+    wide: operands that stay fp32 beside bf16, "loss m v"; saved ones always do.
     positive: operands that are positive by nature, "v norm"; tests draw them from (0.05, 0.95).
     """
 
@@ -147,6 +144,7 @@ class OpSpec:
     bytes: dict[str, str] = field(default_factory=dict)
     cases: tuple[dict[str, int], ...] = ()
     integers: str = ""
+    wide: str = ""
     positive: str = ""
     phase: str = "forward"
     equals: str = ""
@@ -154,56 +152,38 @@ class OpSpec:
     def signatures(self, op: str) -> dict[str, Signature]:
         """Every call of this op by name, forward first."""
         known: dict[str, tuple[str, ...]] = {}
-        found = {op: self._signature(op, op, self.forward, known, self.phase)}
-        for call, text in self.backward.items():
-            found[call] = self._signature(op, call, text, known, "backward")
-        return found
+        texts = {op: self.forward} | self.backward
+        return {call: self._signature(op, call, text, known) for call, text in texts.items()}
 
-    def _signature(self, op: str, call: str, text: str, known: dict, phase: str) -> Signature:
+    def _signature(self, op: str, call: str, text: str, known: dict) -> Signature:
         left, right = text.split("->")
         made, _, saved = right.partition("|")
-        ins = tuple(_operand(t, known) for t in left.split())
-        outs = tuple(_operand(t, known) for t in made.split())
-        outs += tuple(_operand(t, known, saved=True) for t in saved.split())
+        always_wide = re.findall(r"(\w+)\[", self.forward.partition("|")[2])
+        holds = dict.fromkeys((*always_wide, *self.wide.split()), "wide")
+        holds |= dict.fromkeys((t.split(":")[0] for t in self.integers.split()), "int")
+        ins = tuple(_operand(t, known, holds) for t in left.split())
+        outs = tuple(_operand(t, known, holds) for t in made.split())
+        outs += tuple(_operand(t, known, holds, saved=True) for t in saved.split())
         pairs = tuple(tuple(p.split(":")) for p in self.inplace.split())
         names = {o.name for o in ins}, {o.name for o in outs}
         return Signature(
-            call=call,
-            op=op,
-            outs=outs,
-            ins=ins,
-            attrs={k: _number(v) for k, v in (a.split("=") for a in self.attrs.split())},
+            call=call, op=op, outs=outs, ins=ins, equals=self.equals,
+            attrs={k: literal_eval(v) for k, v in (a.split("=") for a in self.attrs.split())},
             inplace=tuple((o, i) for o, i in pairs if o in names[1] and i in names[0]),
-            phase=phase,
-            flops=self.flops.get(call, "0"),
-            bytes=self.bytes.get(call, ""),
-            equals=self.equals,
-        )
+            phase=self.phase if call == op else "backward",
+            flops=self.flops.get(call, "0"), bytes=self.bytes.get(call, ""),
+        )  # fmt: skip
 
 
-def size_of(dim: str, sizes: dict[str, int]) -> int:
-    return int(dim) if dim.isdigit() else sizes[dim]
-
-
-def _operand(text: str, known: dict[str, tuple[str, ...]], saved: bool = False) -> Operand:
+def _operand(
+    text: str, known: dict[str, tuple[str, ...]], holds: dict[str, str], saved: bool = False
+) -> Operand:
     match = re.fullmatch(r"(\w+)(?:\[([\w,]+)\])?(\+?)(\??)", text)
     if match is None:
         raise ValueError(f"cannot read the operand {text!r}; expected something like x[N,C]+?")
     name, dims, plus, question = match.groups()
-    if dims is None:
-        dims_of = known.get(name) or known.get(name.removeprefix("d"))
-        if dims_of is None:
-            raise ValueError(f"operand {name!r} has no dims and the forward has no {name!r} either")
-    else:
-        dims_of = tuple(dims.split(","))
-    known.setdefault(name, dims_of)
-    return Operand(name, dims_of, bool(plus), bool(question), saved)
-
-
-def _number(text: str) -> float | int | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    axes = tuple(dims.split(",")) if dims else known.get(name) or known.get(name.removeprefix("d"))
+    if not axes:
+        raise ValueError(f"operand {name!r} has no dims and the forward has no {name!r} either")
+    known.setdefault(name, axes)
+    return Operand(name, axes, bool(plus), bool(question), saved, holds.get(name, ""))

@@ -13,19 +13,18 @@ import numpy as np
 DTYPES: dict[str, np.dtype] = {
     "fp64": np.dtype(np.float64),
     "fp32": np.dtype(np.float32),
+    "tf32": np.dtype(np.float32),  # held as fp32; a matmul may round its operands to 10 bits
     "bf16": np.dtype(ml_dtypes.bfloat16),
     "i32": np.dtype(np.int32),
     "i64": np.dtype(np.int64),
+    "u8": np.dtype(np.uint8),
 }
-# act: lives between its first write and its last read, the planner gives it a place in the arena.
-# param, grad, state: whole runs.  input, output: how the host talks to a program.
-KINDS = ("act", "param", "grad", "state", "input", "output")
 
 
 class HasMemory(Protocol):
     """What a view needs from an executor's memory to show its values."""
 
-    def array(self, view: View) -> np.ndarray: ...
+    def read(self, view: View) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +34,10 @@ class View:
     Two views with one name are the same tensor, perhaps in two shapes.  `group` and `offset` (in
     elements) place it in a layout's flat buffer, which is itself the view called like the group.
     `+view` in an output position means: accumulate.
+
+    kind: act lives between its first write and its last read, and the planner gives it a place in
+    the arena; param, grad and state live for whole runs; input and output are how the host talks to
+    a program.
     """
 
     name: str
@@ -65,10 +68,8 @@ class View:
     def numpy(self) -> np.ndarray:
         """A copy of the values.  Raises ValueError on a symbolic view, which has none."""
         if self.memory is None:
-            raise ValueError(
-                f"{self.name} is symbolic: it is a name in a program and holds no values"
-            )
-        return self.memory.array(self).copy()
+            raise ValueError(f"{self.name} is symbolic: a name in a program, without values")
+        return self.memory.read(self)
 
     def __repr__(self) -> str:
         head = f"{self.name} {self.shape} {self.dtype}"
@@ -84,6 +85,11 @@ class View:
             return f"<{head}  {bad} of {x.size} values are not finite>\n{values}"
         stats = f"mean {x.mean():.4g}  std {x.std():.4g}  min {x.min():.4g}  max {x.max():.4g}"
         return f"<{head}  {stats}>\n{values}"
+
+
+def wide(dtype: str) -> str:
+    """The dtype of what is not rounded beside tensors of dtype: statistics, losses, moments."""
+    return "fp32" if dtype in ("bf16", "tf32") else dtype
 
 
 def gradient_name(name: str) -> str:

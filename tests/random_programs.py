@@ -30,7 +30,7 @@ OPS = [
     "d_matmul_w",
     "d_add",
 ]
-CHAINS = ["d_layernorm_add", "add_layernorm", "matmul_gelu", "d_matmul_x_dgelu"]
+CHAINS = ["d_layernorm_add", "add_layernorm", "matmul_gelu", "d_matmul_x_gelu"]
 
 
 def letter_of(operand) -> str:

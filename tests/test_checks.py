@@ -1,6 +1,9 @@
 """The checks pass on what is right and fail on what is wrong, for every op, model and kind of
 planted bug."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -27,6 +30,30 @@ def test_backward_is_the_derivative_of_the_forward(name):
 def test_kernel_computes_what_the_maths_says(name, device):
     results = check_kernel(table()[name], get(device))
     assert results and all(r.ok for r in results), [r for r in results if not r.ok]
+
+
+KERNELS = """
+from backglass.checks.kernel import check_kernel
+from backglass.device import get, vector_ir
+from backglass.ops import table
+print("lanes", vector_ir.LANES)
+for op in table().values():
+    for r in check_kernel(op, get("cpu")):
+        print("ok" if r.ok else "bad", r)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lanes", ["4", "8", "16"])
+def test_kernels_compute_what_the_maths_says_with_vectors_of_another_width(lanes):
+    environment = os.environ | {"BACKGLASS_LANES": lanes}
+    done = subprocess.run(
+        [sys.executable, "-c", KERNELS], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    first, *results = done.stdout.splitlines()
+    assert first == f"lanes {lanes}" and len(results) > 300
+    assert not [r for r in results if not r.startswith("ok")]
 
 
 def test_whole_model_is_right():

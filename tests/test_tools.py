@@ -211,11 +211,46 @@ def test_lines_has_every_file_of_the_package_once():
     assert set(lines_tool.PACKAGE.rglob("*.py")) <= set(files)
 
 
-def test_lines_exit_says_whether_budgets_hold(run):
+def test_every_reading_path_is_within_its_budget(run):
     code, text = run("lines", "--json")
     rows = json.loads(text)["rows"]
-    assert code == (0 if all(r["ok"] for r in rows) else 1)
-    assert {"one file", "maths", "cpu", "rest"} <= {r["path"] for r in rows}
+    assert {"one file", "maths", "cpu", "gpu"} <= {r["path"] for r in rows if r["budget"]}
+    assert [r["path"] for r in rows if not r["ok"]] == [] and code == 0
+
+
+def test_lines_reports_a_path_over_its_budget(run, tmp_path, monkeypatch):
+    (tmp_path / "three.py").write_text("a = 1\n# free\nb = 2\nc = 3\n")
+    (tmp_path / "two.py").write_text("a = 1\nb = 2\n")
+    paths = {"long": ("", 2, ("three.py",)), "short": ("", 2, ("two.py",))}
+    monkeypatch.setattr(lines_tool, "PACKAGE", tmp_path)
+    monkeypatch.setattr(lines_tool, "ROOT", tmp_path)
+    monkeypatch.setattr(lines_tool, "PATHS", paths)
+    code, text = run("lines")
+    over = [row.split()[0] for row in text.splitlines() if "OVER by 1" in row]
+    assert code == 1 and over == ["long"]
+
+
+FILE_LINES, FUNCTION_LINES = 300, 45  # what is read in one sitting, and on one screen
+
+
+def test_files_and_functions_are_short_enough_to_read():
+    package = lines_tool.PACKAGE
+    longer = [p for p in package.rglob("*.py") if lines_tool.count(p) > FILE_LINES]
+    longer += [
+        f"{path}:{name}"
+        for path in package.rglob("*.py")
+        for name, lines in lines_tool.functions(path)
+        if lines > FUNCTION_LINES
+    ]
+    assert not longer
+
+
+def test_lines_of_a_function_are_its_code_without_docstring_and_comments(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text(
+        'def f():\n    """Free."""\n    # free\n    return (1,\n        2)\n\n\nx = 1\n'
+    )
+    assert lines_tool.functions(path) == [("f", 3)]
 
 
 # inspect: one small file of every format

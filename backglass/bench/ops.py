@@ -2,14 +2,14 @@
 
 A call is bound by arithmetic or by memory; its ceiling is the slower of the two bounds, each
 measured on this machine in the same run: FLOP/s as BLAS reaches them on a large product, bytes/s
-as a triad reaches them.
+as adding two long vectors does.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from backglass.models import gpt2
 from backglass.program.cost import line_cost
 from backglass.program.record import Call
 from backglass.program.step import record_micro, record_update
+from backglass.view import View
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def bench_ops(
 ) -> Iterator[Row]:
     """A row for every distinct call of GPT-2 124M's step (plain program), or of the named ops."""
     device = get("cpu", threads=threads, rungs=rungs)
-    limits = ceilings()
+    limits = ceilings(threads)
     seen: set[tuple] = set()
     for c in distinct_calls(B, T):
         if names and c.op not in names and c.signature.op not in names:
@@ -90,6 +91,11 @@ def distinct_calls(B: int, T: int) -> Iterator[Call]:
     yield from record_update(gpt2, gpt2.Config(max_seq_len=1024))
 
 
+def names_in(B: int, T: int) -> dict[str, str]:
+    """Every call of the step -> its op: what `bench ops` can be asked for."""
+    return {c.op: c.signature.op for c in distinct_calls(B, T)}
+
+
 def shape_of(c: Call) -> str:
     return " ".join(f"{k}={v}" for k, v in c.sizes.items())
 
@@ -109,15 +115,13 @@ def filled(c: Call) -> Memory:
     return memory
 
 
-def _whole(v, views):
+def _whole(v: View, views: list[View]) -> View:
     """The flat buffer a member needs: as long as the furthest member of its group in this call."""
-    from dataclasses import replace
-
     size = max(w.offset + w.size for w in views if w.group == v.group)
     return replace(v, name=v.group, shape=(size,), offset=0)
 
 
-def best_ms(run: Callable[[], None], seconds: float) -> float:
+def best_ms(run: Callable[[], object], seconds: float) -> float:
     """The best of the runs that fit into `seconds`, at least three, after one to warm up."""
     run()
     best, spent, count = np.inf, 0.0, 0
@@ -129,15 +133,13 @@ def best_ms(run: Callable[[], None], seconds: float) -> float:
     return best * 1e3
 
 
-def ceilings() -> Ceilings:
-    """Measured now: the best of a BLAS product and of a triad a = b + s·c on both cores."""
+def ceilings(threads: int | None) -> Ceilings:
+    """Measured now: the best of a BLAS product and of z = x + y."""
     a = np.random.default_rng(0).random((1536, 1536), np.float32)
     out = np.empty_like(a)
     flops = 2 * 1536**3 / (best_ms(lambda: np.dot(a, a, out=out), 0.5) / 1e3)
-    add = get("cpu")
+    add = get("cpu", threads=threads)
     n = 1 << 25
-    from backglass.view import View
-
     x, y, z = (View(name, (n,), "fp32", "act") for name in "xyz")
     call = Call("add", (z,), (x, y), {}, "forward", "ceiling")
     memory = Memory()

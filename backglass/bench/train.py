@@ -1,111 +1,95 @@
-"""bench train and bench table: training steps of GPT-2, ours beside rivals, one process each."""
+"""bench train: full optimizer steps of GPT-2, ours beside rivals."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-import numpy as np
+from backglass.bench import llmc, measured
+from backglass.bench.measured import Measured, rate
+from backglass.tools.lines import ROOT
+from backglass.training.settings import Settings
 
-RIVALS = Path(__file__).parent.parent.parent / "bench" / "rivals"
-GPT2_124M = dict(layers=12, heads=12, channels=768, vocab_size=50257)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One implementation at one shape.  tokens_per_s is from the median step after warm-up."""
-
-    name: str
-    case: str
-    tokens_per_s: float = 0.0
-    best_tokens_per_s: float = 0.0
-    peak_bytes: int = 0
-    steps: int = 0
-    first_ms: float = 0.0
-    missing: str = ""
-
-    def row(self, rival: Measured | None = None) -> dict:
-        """A row of bench/results/*.json."""
-        beside = {}
-        if rival is not None and rival.tokens_per_s:
-            beside = {
-                "rival": rival.name,
-                "rival_value": rival.tokens_per_s,
-                "rival_peak_bytes": rival.peak_bytes,
-                "ratio": self.tokens_per_s / rival.tokens_per_s,
-            }
-        return {
-            "case": self.case,
-            "implementation": self.name,
-            "value": self.tokens_per_s,
-            "unit": "tokens/s",
-            "best": self.best_tokens_per_s,
-            "peak_bytes": self.peak_bytes,
-            "steps": self.steps,
-            **beside,
-        }
+Say = Callable[[Any], None]
+LLMC_SHAPE = (llmc.B, llmc.T)
 
 
-def measure(name: str, command: list[str], job: dict, case: str, warmup: int = 2) -> Measured:
-    """Run one worker and read its result; a worker that fails is reported as missing, with its last
-    line."""
-    done = subprocess.run(
-        [*command, json.dumps(job)], capture_output=True, text=True, env=environment()
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return Measured(name, case, missing=last)
-    result = json.loads(done.stdout.strip().splitlines()[-1])
-    ms = result["ms"]
-    after = ms[warmup:] if len(ms) > warmup else ms[-1:]
-    tokens = job["batch_size"] * job["seq_len"] * 1e3
-    return Measured(
-        name, case, tokens / float(np.median(after)), tokens / min(after), result["peak_bytes"],
-        len(after), ms[0],
-    )  # fmt: skip
+def job_of(s: Settings, threads: int, **more: Any) -> dict[str, Any]:
+    """What workers and rivals are told of a preset's model."""
+    return {
+        "layers": s.layers, "heads": s.heads, "channels": s.channels,
+        "vocab_size": s.vocab_size or 256, "max_seq_len": s.seq_len, "threads": threads, **more,
+    }  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-    """The same for everyone: threads that wait sleep instead of spinning."""
-    return {"OMP_WAIT_POLICY": "passive", **os.environ}
+def training_job(s: Settings, B: int, T: int, steps: int, threads: int) -> dict[str, Any]:
+    longest = max(s.seq_len, T)
+    more = dict(batch_size=B, seq_len=T, steps=steps, device=s.device, dtype=s.dtype)
+    return job_of(s, threads, **more) | {"max_seq_len": longest}
 
 
-def ours(name: str, job: dict, case: str, warmup: int = 2) -> Measured:
-    return measure(name, [sys.executable, "-m", "backglass.bench.worker"], job, case, warmup)
-
-
-def torch_rival(compiled: bool, job: dict, case: str) -> Measured:
-    """PyTorch, eager or compiled; missing with the command that installs it where it is not
-    there."""
-    name = "torch.compile" if compiled else "torch.eager"
-    script = RIVALS / "torch_gpt2.py"
-    if not script.exists():
-        return Measured(name, case, missing="needs a checkout of the repository (bench/rivals)")
-    probe = [sys.executable, "-c", "import importlib.util as u; exit(u.find_spec('torch') is None)"]
-    if subprocess.run(probe).returncode:
-        return Measured(name, case, missing="not installed: pip install torch")
-    return measure(name, [sys.executable, str(script)], job | {"compile": compiled}, case)
+def case_of(preset: str, B: int, T: int, device: str = "cpu", dtype: str = "fp32") -> str:
+    return f"train-{preset}-{device}-{dtype}-b{B}-t{T}"
 
 
 def compare(
-    B: int, T: int, steps: int, threads: int, sizes: dict, case: str,
-    rivals: bool, say: Callable[[Measured], None],
-) -> list[Measured]:  # fmt: skip
-    """Ours, then ours with BLAS, then the rivals; `say` is told each result as it comes."""
-    job = dict(sizes, batch_size=B, seq_len=T, steps=steps, threads=threads)
-    found = []
-    todo: list[Callable[[], Measured]] = [
-        lambda: ours("backglass", job, case),
-        lambda: ours("backglass, BLAS", job | {"matmul": "blas"}, case),
+    job: dict[str, Any], preset: str, rivals: bool, llmc_folder: str | None, say: Say
+) -> tuple[list[Measured], list[Measured]]:
+    """(ours, rivals); `say` is told each result as it comes."""
+    shape = (job["batch_size"], job["seq_len"])
+    device = job.get("device", "cpu")
+    case = case_of(preset, *shape, device, job.get("dtype", "fp32"))
+    library, its_name = {"cpu": ("blas", "BLAS"), "cuda": ("cublaslt", "cuBLASLt")}[device]
+    own: list[Callable[[], Measured]] = [
+        lambda: package(job | {"matmul": "own"}, case),
+        lambda: package(job | {"matmul": library}, case, f"backglass, {its_name}"),
     ]
+    if device == "cpu":
+        own.append(lambda: one_file(job, case))
+    else:
+        own.insert(0, lambda: package(job, case, "backglass, fastest"))
+    others: list[Callable[[], Measured]] = []
     if rivals:
-        todo += [lambda: torch_rival(False, job, case), lambda: torch_rival(True, job, case)]
-    for run in todo:
-        found.append(run())
-        say(found[-1])
-    return found
+        others += [lambda: pytorch(False, job, case), lambda: pytorch(True, job, case)]
+    if llmc_folder:
+        others.append(lambda: llmc.measure(llmc_folder, job, case))
+    elif rivals and shape == LLMC_SHAPE and device == "cpu":
+        others.append(lambda: Measured("llm.c", case, missing=llmc.MISSING))
+
+    def told(run: Callable[[], Measured]) -> Measured:
+        found = run()
+        say(found)
+        return found
+
+    return [told(run) for run in own], [told(run) for run in others]
+
+
+def package(job: dict[str, Any], case: str, name: str = "backglass", warmup: int = 2) -> Measured:
+    return steps_of(name, case, job, measured.ours(job | {"kind": "train"}), warmup)
+
+
+def one_file(job: dict[str, Any], case: str) -> Measured:
+    """train_gpt2.py, which an installed package does not have."""
+    name, file = "train_gpt2.py", ROOT / "train_gpt2.py"
+    case = case.replace("train-", "train_gpt2.py-", 1)
+    if not file.exists():
+        return Measured(name, case, missing="needs a checkout of the repository (train_gpt2.py)")
+    return steps_of(name, case, job, measured.ours(job | {"kind": "one file", "file": str(file)}))
+
+
+def pytorch(compiled: bool, job: dict[str, Any], case: str) -> Measured:
+    """PyTorch, eager or compiled; missing, with the command that installs it, where it is not
+    there."""
+    name = "torch.compile" if compiled else "torch.eager"
+    result = measured.rival("torch_gpt2.py", ("torch",), job | {"compile": compiled})
+    return steps_of(name, case, job, result)
+
+
+def steps_of(
+    name: str, case: str, job: dict[str, Any], result: dict[str, Any], warmup: int = 2
+) -> Measured:
+    if "error" in result:
+        return Measured(name, case, missing=result["error"])
+    tokens = job["batch_size"] * job["seq_len"]
+    peak, prepare = result["peak_bytes"], result.get("prepare_ms", 0.0)
+    return rate(name, case, tokens, result["ms"], peak, warmup, prepare)

@@ -11,11 +11,12 @@ __all__ = ["Planted", "Result", "check", "planted"]
 
 
 def check(
-    names: Iterable[str] = (), device: str = "cpu", dtype: str = "fp32", **options
+    names: Iterable[str] = (), device: str = "cpu", dtypes: Iterable[str] = (), **options
 ) -> Iterator[Result]:
     """Check ops and models by name; without names, everything.  Yields results as they come.
 
-    device: whose kernels are held against the maths.  Raises ValueError for a name that is neither
+    device: whose kernels are held against the maths, in every dtype it computes in unless dtypes
+    says which.  Raises ValueError for a name that is neither
     an op nor a model.
     """
     from backglass import models, ops
@@ -38,7 +39,8 @@ def check(
         op = ops.table()[name]
         yield from check_op(op)
         yield from check_update(op)
-        yield from check_kernel(op, on, dtype)
+        for dtype in tuple(dtypes) or on.dtypes:
+            yield from check_kernel(op, on, dtype)
 
 
 def planted(

@@ -1,10 +1,11 @@
 """kernel check: does a device's kernel compute what the maths says, as well as its dtype allows?
 
 The truth is the maths in float64 on inputs rounded to the kernel's dtype.  *Naive* is the maths
-evaluated in that dtype.  A kernel may err twice as much as naive, or 4 ulp of the output's size,
-whichever is more; errors and sizes are root mean squares. Outputs start as NaN where they are
-overwritten and random where they accumulate; canaries stand before and after every output; two runs
-must give the same bits; where the spec promises `inplace`, the output is laid over the input.
+evaluated in float32 (for fp64 in float64), every tensor rounded when stored.  A kernel may err
+twice as much as naive, or 4 ulp of the output's size, whichever is more; errors and sizes are root
+mean squares.  Outputs start as NaN where they are overwritten and random where they accumulate;
+canaries stand before and after every tensor; two runs must give the same bits; where the spec
+promises `inplace`, the output is laid over the input.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,37 +21,15 @@ import numpy as np
 from backglass.checks.op import Result
 from backglass.checks.samples import Sample, call_maths, forward_inputs, inputs, with_backward
 from backglass.device import Device
+from backglass.device.gpu import OutOfBounds
 from backglass.execute.memory import Memory
 from backglass.ops import Op
 from backglass.program.record import make_call
 from backglass.spec import Operand, Signature
-from backglass.view import DTYPES, View
+from backglass.view import DTYPES, View, wide
 
-ULP = {"fp64": 2.0**-52, "fp32": 2.0**-23, "bf16": 2.0**-7}
+ULP = {"fp64": 2.0**-52, "fp32": 2.0**-23, "tf32": 2.0**-10, "bf16": 2.0**-7}
 CANARY = 64  # elements on either side
-
-
-class CanaryMemory(Memory):
-    """Memory whose tensors stand between two rows of canaries."""
-
-    def place(self, name: str, values: np.ndarray) -> None:
-        guarded = np.empty(values.size + 2 * CANARY, values.dtype)
-        guarded[:CANARY] = guarded[-CANARY:] = 77
-        inner = guarded[CANARY:-CANARY]
-        inner[...] = values.ravel()
-        self.flat[name] = inner
-
-    def disturbed(self) -> list[str]:
-        """Names whose canaries were overwritten."""
-        found = []
-        for name, inner in self.flat.items():
-            whole = inner.base
-            if (
-                whole is not None
-                and not (whole[:CANARY] == 77).all() & (whole[-CANARY:] == 77).all()
-            ):
-                found.append(name)
-        return found
 
 
 def check_kernel(
@@ -64,7 +44,7 @@ def check_kernel(
         for sig in op.signatures.values():
             if not sig.equals:
                 results += _variants(sig, sample, device, dtype)
-    for call, spec in getattr(op.maths, "FUSED", {}).items():
+    for call, spec in op.fused.items():
         if call not in device.fusable():
             continue
         for i, case in enumerate(spec.cases):
@@ -92,12 +72,20 @@ def variants(sig: Signature) -> Iterator[Variant]:
         yield False, (False,) * len(sig.outs), pair
 
 
+def held(o: Operand, dtype: str) -> str:
+    """The dtype of an operand in a program of `dtype`."""
+    if o.holds == "int":
+        return "i64" if o.name == "seed" else "i32"
+    return wide(dtype) if o.holds == "wide" else dtype
+
+
 def rounded(sample: Sample, dtype: str) -> Sample:
     """Inputs as the kernel will see them, still held in float64."""
-    values = {
-        k: v if v.dtype.kind in "iu" else v.astype(DTYPES[dtype]).astype(np.float64)
-        for k, v in sample.values.items()
-    }
+    operands = {o.name: o for s in sample.op.signatures.values() for o in s.passed}
+    values = dict(sample.values)
+    for k in values.keys() & operands.keys():
+        if operands[k].holds != "int":
+            values[k] = values[k].astype(DTYPES[held(operands[k], dtype)]).astype(np.float64)
     return Sample(sample.op, sample.sizes, sample.attrs, values)
 
 
@@ -105,17 +93,10 @@ def _check(
     sig: Signature, sample: Sample, device: Device, dtype: str,
     absent: bool, adds: tuple[bool, ...], alias: tuple[str, str] | None,
 ) -> list[Result]:  # fmt: skip
-    values = {
-        **sample.values,
-        **{o.name: None for o in sig.ins if o.optional and absent},
-    }
+    values = {**sample.values, **{o.name: None for o in sig.ins if o.optional and absent}}
     truth = call_maths(sig, sample, values)
-    narrow = {
-        k: v if v is None or v.dtype.kind in "iu" else v.astype(DTYPES[dtype])
-        for k, v in values.items()
-    }
-    naive = call_maths(sig, sample, narrow)
-    start = _starting_values(sig, sample, narrow, dtype, adds, absent)
+    naive = _naive(sig, sample, values, dtype)
+    start = _starting_values(sig, sample, values, dtype, adds, absent)
     notes = [f"+{o.name}" for o, add in zip(sig.outs, adds, strict=True) if add]
     notes += ["without optional"] * absent + ([f"{alias[0]} over {alias[1]}"] if alias else [])
     case = " ".join([sample.case, dtype, device.name, *notes])
@@ -123,17 +104,20 @@ def _check(
     def result(what: str, error: float, bound: float, why: str = "") -> Result:
         return Result("kernel", sig.op, f"{sig.call}.{what}", case, error, bound, why)
 
-    first, broken = _execute(sig, sample, narrow, device, dtype, start, adds, absent, alias)
-    again, _ = _execute(sig, sample, narrow, device, dtype, start, adds, absent, alias)
+    try:
+        first, broken = _execute(sig, sample, values, device, dtype, start, adds, alias)
+    except OutOfBounds as error:
+        return [result("memory", np.inf, 0, str(error))]
+    again, _ = _execute(sig, sample, values, device, dtype, start, adds, alias)
     results = []
     for k, o in enumerate(sig.outs):
         if first[k] is None:
             continue
         base = start[k].astype(np.float64) if adds[k] else 0.0
-        want = truth[k] + base
-        naive_out = naive[k].astype(DTYPES[dtype]) + (start[k] if adds[k] else 0)
+        want, stored = truth[k] + base, DTYPES[held(o, dtype)]
         size = rms(want)
-        allowed = max(2 * rms(naive_out - want), 4 * ULP[dtype] * size) / max(size, 1e-300)
+        naive_error = rms((naive[k] + base).astype(stored).astype(np.float64) - want)
+        allowed = max(2 * naive_error, 4 * ULP[held(o, dtype)] * size) / max(size, 1e-300)
         error = rms(first[k].astype(np.float64) - want) / max(size, 1e-300)
         error = 0.0 if size == 0 and not first[k].any() else error
         results.append(result(o.name, error, allowed))
@@ -144,62 +128,79 @@ def _check(
     return results
 
 
+def _naive(sig: Signature, sample: Sample, values: dict, dtype: str) -> tuple:
+    """The maths in float32; what a composition stores on the way is rounded there too."""
+    computing = DTYPES[wide(dtype)]
+
+    def narrow(x: np.ndarray | None) -> np.ndarray | None:
+        return x if x is None or x.dtype.kind in "iu" else x.astype(computing)
+
+    def keep(o: Operand, x: np.ndarray) -> np.ndarray:
+        return x.astype(DTYPES[held(o, dtype)]).astype(computing)
+
+    return call_maths(sig, sample, {k: narrow(v) for k, v in values.items()}, keep)
+
+
 def _starting_values(
-    sig: Signature, sample: Sample, narrow: dict, dtype: str, adds: tuple[bool, ...], absent: bool
+    sig: Signature, sample: Sample, values: dict, dtype: str, adds: tuple[bool, ...], absent: bool
 ) -> list[Any]:
     """What each output holds before the call: NaN, random numbers under '+', the input if updated
     in place."""
     rng = np.random.default_rng(5)
     start: list[Any] = []
     for o, add in zip(sig.outs, adds, strict=True):
-        shape = o.shape(sample.sizes)
+        shape, stored = o.shape(sample.sizes), DTYPES[held(o, dtype)]
         if o.optional and absent:
             start.append(None)
         elif o.name in sig.updated:
-            start.append(narrow[o.name].copy())
+            start.append(values[o.name].astype(stored))
         elif add:
-            start.append(rng.standard_normal(shape).astype(DTYPES[dtype]))
+            start.append(rng.standard_normal(shape).astype(stored))
         else:
-            start.append(np.full(shape, np.nan, DTYPES[dtype]))
+            start.append(np.full(shape, np.nan, stored))
     return start
 
 
 def _execute(
-    sig: Signature, sample: Sample, narrow: dict, device: Device, dtype: str,
-    start: list, adds: tuple[bool, ...], absent: bool, alias: tuple[str, str] | None,
+    sig: Signature, sample: Sample, values: dict, device: Device, dtype: str,
+    start: list, adds: tuple[bool, ...], alias: tuple[str, str] | None,
 ) -> tuple[list, list[str]]:  # fmt: skip
-    memory = CanaryMemory()
-    for o in sig.passed_ins:
-        if narrow[o.name] is not None:
-            kind = np.int64 if o.name == "seed" else np.int32
-            array = narrow[o.name]
-            memory.place(o.name, array.astype(kind) if array.dtype.kind in "iu" else array)
-    views: list[View | None] = []
-    for o, values, add in zip(sig.outs, start, adds, strict=True):
-        if values is None:
-            views.append(None)
-            continue
-        name = f"out.{o.name}"
+    """(outputs, names of tensors beside which something was written)."""
+    memory = device.memory()
+    ins = {o.name: _place(memory, o, values[o.name], dtype) for o in sig.passed_ins}
+    outs: list[View | None] = []
+    for o, begin, add in zip(sig.outs, start, adds, strict=True):
         if alias and alias[0] == o.name:
-            memory.flat[name] = memory.flat[alias[1]]
+            outs.append(replace(ins[alias[1]], name=f"out.{o.name}"))
         else:
-            memory.place(name, values)
-        views.append(_view(name, o, sample, dtype, add))
-    for o in sig.passed_ins:
-        held = memory.flat.get(o.name)
-        kind = {np.dtype(np.int32): "i32", np.dtype(np.int64): "i64"}.get(
-            held.dtype if held is not None else None, dtype
-        )
-        views.append(None if held is None else _view(o.name, o, sample, kind, False))
+            view = _place(memory, o, begin, dtype, prefix="out.")
+            outs.append(+view if view and add else view)
     attrs = {k: v for k, v in sample.attrs.items() if k in sig.attrs}
-    call = make_call(sig, tuple(views), attrs, "kernel check")
+    call = make_call(sig, (*outs, *ins.values()), attrs, "kernel check")
     device.bind([call], memory)[0]()
-    outs = [None if v is None else memory.array(v).copy() for v in views[: len(sig.outs)]]
-    return outs, memory.disturbed()
+    given = [v for v in (*outs, *ins.values()) if v is not None]
+    found = [None if v is None else memory.read(v) for v in outs]
+    return found, [v.name for v in given if _disturbed(memory, v)]
 
 
-def _view(name: str, o: Operand, sample: Sample, dtype: str, add: bool) -> View:
-    return View(name, o.shape(sample.sizes), dtype, "act", add=add)
+def _place(
+    memory: Memory, o: Operand, values: np.ndarray | None, dtype: str, prefix: str = ""
+) -> View | None:
+    """The operand's tensor, between two rows of canaries in a buffer of its own."""
+    if values is None:
+        return None
+    name, kind = prefix + o.name, held(o, dtype)
+    guarded = np.full(values.size + 2 * CANARY, 77, DTYPES[kind])
+    guarded[CANARY:-CANARY] = values.ravel()
+    group = f"{name} guarded"
+    memory.allocate(View(group, guarded.shape, kind, "act", group), guarded)
+    return View(name, values.shape, kind, "act", group, CANARY)
+
+
+def _disturbed(memory: Memory, v: View) -> bool:
+    whole = View(v.group, (v.size + 2 * CANARY,), v.dtype, v.kind, v.group)
+    around = memory.read(whole)
+    return not ((around[:CANARY] == 77).all() and (around[-CANARY:] == 77).all())
 
 
 def rms(x: np.ndarray) -> float:

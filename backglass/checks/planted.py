@@ -30,18 +30,18 @@ from backglass.ops import Op
 # Changes that leave every result as it was: (op, the line as changed) -> the reason.
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("add", ""): "both results of d_add are the same copy of dy",
-    ("adamw", "return (p - lr * step, m, v, np.zeros_like(dp) * 1.001)"): "0 · 1.001 = 0",
+    ("adamw", "return (w, m, v, np.zeros_like(dp) * 1.001, w)"): "0 · 1.001 = 0",
     (
         "adamw",
-        "return (p - lr * step, m, v, np.zeros_like(p))",
+        "return (w, m, v, np.zeros_like(p), w)",
     ): "only dp's shape is used, p has it too",
     (
         "adamw",
-        "return (p - lr * step, m, v, np.zeros_like(m))",
+        "return (w, m, v, np.zeros_like(m), w)",
     ): "only dp's shape is used, m has it too",
     (
         "adamw",
-        "return (p - lr * step, m, v, np.zeros_like(v))",
+        "return (w, m, v, np.zeros_like(v), w)",
     ): "only dp's shape is used, v has it too",
     ("adamw", "decays = np.arange(m.size) < decay_size"): "m has p's size",
     ("adamw", "decays = np.arange(v.size) < decay_size"): "v has p's size",

@@ -23,11 +23,16 @@ class Misbehaving:
 
     defect: str
     name: str = "planted"
+    dtypes: tuple[str, ...] = ("fp32",)
+    captures: bool = False
     progress: Callable[[int, int], None] = lambda done, total: None
     turn: int = 0
 
     def fusable(self) -> list[str]:
         return []
+
+    def memory(self) -> Memory:
+        return Memory()
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]:
         return [self._line(c, memory) for c in calls]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from backglass.device.reference import evaluate
+from backglass.device.reference import Keep, evaluate
 from backglass.ops import Op
 from backglass.spec import Operand, OpSpec, Signature
 
@@ -62,9 +62,12 @@ def with_backward(sample: Sample, rng: np.random.Generator) -> Sample:
     return Sample(op, sample.sizes, sample.attrs, values)
 
 
-def call_maths(sig: Signature, sample: Sample, values: dict[str, np.ndarray]) -> tuple:
+def call_maths(
+    sig: Signature, sample: Sample, values: dict[str, np.ndarray], keep: Keep = lambda o, x: x
+) -> tuple:
+    """The maths on values; see evaluate for keep."""
     inputs = [values[o.name] for o in sig.ins]
-    return evaluate(sig, inputs, sample.attrs, sample.sizes)
+    return evaluate(sig, inputs, sample.attrs, sample.sizes, keep)
 
 
 def _draw(

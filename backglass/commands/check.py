@@ -22,14 +22,20 @@ class Check:
       backglass check                       every op and model, then the planted bugs
       backglass check layernorm matmul      two ops
       backglass check gpt2                  mirror, directional derivatives, eager = recorded
+      backglass check --device interpret    the GPU kernels in Triton's interpreter, without a GPU
     """
 
     names: Annotated[
         Positional[tuple[str, ...]], arg(help="ops or models; none: all", metavar="[OP|MODEL ...]")
     ] = ()
     device: Annotated[
-        Literal["cpu", "numpy"], arg(help="whose kernels are held against the maths")
+        Literal["cpu", "numpy", "cuda", "interpret"],
+        arg(help="whose kernels are held against the maths"),
     ] = "cpu"
+    dtype: Annotated[
+        tuple[Literal["fp32", "tf32", "bf16"], ...],
+        arg(help="dtypes of the kernels", help_behavior_hint="(default: all the device has)"),
+    ] = ()
     against: Annotated[
         str | None, arg(help="debug state of llm.c, its model .bin beside it", metavar="FILE")
     ] = None
@@ -69,7 +75,7 @@ class Check:
         from backglass import checks
 
         if self.against is None:
-            return checks.check(self.names, self.device)
+            return checks.check(self.names, self.device, self.dtype)
         if self.names not in ((), ("gpt2",)):
             raise wrong_use(f"--against compares gpt2, not {' '.join(self.names)}")
         from backglass.checks.against import check_against

@@ -73,7 +73,9 @@ class Train:
     attention: Annotated[Text, opt("flash, or explicit: scores, causal_softmax, mix", "NAME")] = (
         None
     )
-    matmul: Annotated[Text, opt("own kernels, or blas", "NAME")] = None
+    matmul: Annotated[
+        Text, opt("own kernels; blas on the cpu; on cuda fastest (the default) or cublaslt", "NAME")
+    ] = None
     recompute: Annotated[
         Text, opt("activations to make again in the backward: fch_gelu,ln1", "A,B")
     ] = None
@@ -85,8 +87,25 @@ class Train:
         ),
     ] = None
     rung: Annotated[Text, opt("train with a slower rung of a ladder: matmul=v2", "OP=V")] = None
-    device: Annotated[Text, opt("cpu, or numpy: the maths files themselves", "NAME")] = None
-    dtype: Annotated[Text, opt("fp32; fp64 with --device numpy", "NAME")] = None
+    device: Annotated[
+        Text,
+        opt(
+            "cpu; cuda or cuda:1, an NVIDIA GPU; numpy: the maths files themselves; interpret: the "
+            "GPU kernels without a GPU",
+            "NAME",
+        ),
+    ] = None
+    dtype: Annotated[
+        Text,
+        opt("fp32; on cuda bf16 (with fp32 master weights), tf32 or fp32; on numpy fp64", "NAME"),
+    ] = None
+    graph: Annotated[
+        bool | None,
+        arg(
+            help="replay each program as one CUDA graph",
+            help_behavior_hint="(default: yes, on cuda)",
+        ),
+    ] = None
     threads: Annotated[Count, opt("CPU threads; 0: all")] = None
     seed: Annotated[Count, opt("same seed, same machine, same bits")] = None
     init: Annotated[Text, opt("start from a checkpoint or Hugging Face folder", "PATH")] = None

@@ -1,7 +1,9 @@
 """Devices: where the lines of a program execute.
 
-numpy    the maths files, in float32 or float64.  Slow, obvious.
-cpu      the Numba kernels.
+numpy      the maths files, in float32 or float64.  Slow, obvious.
+cpu        the Numba kernels.
+cuda       the Triton kernels on an NVIDIA GPU; cuda:1 on the second.
+interpret  the Triton kernels in Triton's interpreter, on the host.
 """
 
 from __future__ import annotations
@@ -12,14 +14,36 @@ from typing import Protocol
 from backglass.execute.memory import Memory
 from backglass.program.record import Call
 
-NAMES = ("cpu", "numpy")
+NAMES = ("cpu", "numpy", "cuda", "interpret")
 
 
 class Device(Protocol):
     """Turns calls into functions without arguments, all operands bound."""
 
     name: str
+    dtypes: tuple[str, ...]  # that its kernels compute in
+    captures: bool  # whether it can replay lines as one graph
     progress: Callable[[int, int], None]  # told (done, total) while kernels are compiled
+
+    def memory(self) -> Memory:
+        """Memory its kernels can work on."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Memory that a run may take; None where the operating system decides."""
+        ...
+
+    def used_bytes(self) -> int:
+        """Memory in use: the process's peak, or what the GPU's driver reports."""
+        ...
+
+    def peak_flops(self, dtype: str) -> float:
+        """FLOP/s of a large matrix product by the vendor's library: what `of peak` refers to."""
+        ...
+
+    def workspace_bytes(self, calls: Iterable[Call]) -> int:
+        """Scratch memory that these calls' kernels share."""
+        ...
 
     def prepare(self, calls: Iterable[Call], memory: Memory) -> None:
         """Compile what these calls need, before they are bound."""
@@ -30,6 +54,10 @@ class Device(Protocol):
         ...
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]: ...
+
+    def capture(self, lines: list[Callable[[], None]]) -> Callable[[], None]:
+        """The lines as one graph; only where it `captures`."""
+        ...
 
 
 def get(name: str, **options) -> Device:
@@ -42,4 +70,12 @@ def get(name: str, **options) -> Device:
         from backglass.device.cpu import Cpu
 
         return Cpu(**options)
+    if name == "interpret":
+        from backglass.device.interpret import Interpret
+
+        return Interpret(**options)
+    if name.partition(":")[0] == "cuda":
+        from backglass.device.cuda import Cuda
+
+        return Cuda(name, **options)
     raise ValueError(f"there is no device {name!r}; there are {', '.join(NAMES)}")

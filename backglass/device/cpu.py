@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from backglass.device import compile, host
+from backglass.device import compile, host, process
 from backglass.device.reference import operands
 from backglass.errors import wrong_use
 from backglass.execute.memory import Memory, aligned_zeros
-from backglass.ops import signature, table
+from backglass.ops import known_rungs, rungs_of, signature, table
 from backglass.program.fuse import fused_ops, parse
 from backglass.program.record import Call
 
@@ -25,16 +25,21 @@ class Cpu:
     "v2_blocked"}."""
 
     name = "cpu"
+    dtypes = ("fp32",)
+    captures = False
 
     def __init__(self, threads: int | None = None, rungs: dict[str, str] | None = None):
         self.threads = threads or numba.config.NUMBA_NUM_THREADS
         numba.set_num_threads(self.threads)
         self.rungs = rungs or {}
         for name, rung in self.rungs.items():
-            if rung not in versions(name):
-                raise wrong_use(f"--rung {name}={rung}: {known_rungs(name)}")
+            if rung not in rungs_of(name, "cpu"):
+                raise wrong_use(f"--rung {name}={rung}: {known_rungs(name, 'cpu')}")
         self.progress: Callable[[int, int], None] = lambda done, total: None
         self.work = aligned_zeros(0, np.dtype(np.float32))
+
+    def memory(self) -> Memory:
+        return Memory()
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]:
         calls = list(calls)
@@ -42,9 +47,21 @@ class Cpu:
         return [self._line(c, memory) for c in calls]
 
     def _grow(self, calls: list[Call]) -> None:
-        need = max((self.workspace(c) for c in calls), default=0)
+        need = self.workspace_bytes(calls) // 4
         if need > self.work.size:
             self.work = aligned_zeros(need, np.dtype(np.float32))
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def used_bytes(self) -> int:
+        return process.peak_bytes()
+
+    def peak_flops(self, dtype: str) -> float:
+        return process.blas_flops()
+
+    def workspace_bytes(self, calls: Iterable[Call]) -> int:
+        return 4 * max((self.workspace(c) for c in calls), default=0)
 
     def prepare(self, calls: Iterable[Call], memory: Memory) -> None:
         """Compile what is not in the kernel cache yet, in parallel processes."""
@@ -75,9 +92,8 @@ class Cpu:
         """Fused ops this device has a kernel for, where no slower rung was asked for."""
         found = []
         for call in fused_ops():
-            module = table()[_op_of(call)].tier("fused")
-            ops = {_op_of(line.op) for line in parse(signature(call).equals)}
-            if module is not None and hasattr(module, call) and not ops & set(self.rungs):
+            parts = {_op_of(line.op) for line in parse(signature(call).equals)}
+            if hasattr(table()[_op_of(call)].tier("cpu"), call) and not parts & set(self.rungs):
                 found.append(call)
         return found
 
@@ -96,25 +112,11 @@ class Cpu:
     def module(self, call: str) -> Any:
         op = table()[_op_of(call)]
         if op.name in self.rungs:
-            return importlib.import_module(versions(op.name)[self.rungs[op.name]])
-        module = op.tier("fused" if signature(call).equals else "cpu")
+            return importlib.import_module(rungs_of(op.name, "cpu")[self.rungs[op.name]])
+        module = op.tier("cpu")
         if module is None or not hasattr(module, call):
             raise ValueError(f"{call} has no CPU kernel; --device numpy runs every op")
         return module
-
-
-def versions(op: str) -> dict[str, str]:
-    """The rungs of an op's ladder: version -> module.  Empty if it has none."""
-    ladder = table()[op].tier("ladder") if op in table() else None
-    return ladder.VERSIONS if ladder else {}
-
-
-def known_rungs(op: str) -> str:
-    """A sentence about the rungs there are."""
-    if op not in table():
-        return f"there is no op {op!r}"
-    names = ", ".join(versions(op))
-    return f"{op} has the rungs {names}" if names else f"{op} has no ladder"
 
 
 @functools.cache

@@ -7,18 +7,36 @@ from typing import Any
 
 import numpy as np
 
+from backglass.device import process
 from backglass.execute.memory import Memory
 from backglass.ops import signature, table
 from backglass.program.fuse import parse
 from backglass.program.record import Call
-from backglass.spec import Signature
+from backglass.spec import Operand, Signature
 
 
 class Reference:
     name = "numpy"
+    dtypes = ("fp32",)
+    captures = False
 
     def __init__(self) -> None:
         self.progress: Callable[[int, int], None] = lambda done, total: None
+
+    def memory(self) -> Memory:
+        return Memory()
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def used_bytes(self) -> int:
+        return process.peak_bytes()
+
+    def peak_flops(self, dtype: str) -> float:
+        return process.blas_flops()
+
+    def workspace_bytes(self, calls: Iterable[Call]) -> int:
+        return 0  # not asked, where memory has no limit
 
     def prepare(self, calls: Iterable[Call], memory: Memory) -> None:
         pass  # nothing to compile
@@ -47,16 +65,24 @@ def operands(c: Call, memory: Memory) -> tuple[list, list, dict[str, int]]:
     return arrays[:n], arrays[n:], sizes
 
 
-def evaluate(sig: Signature, inputs: list, attrs: dict, sizes: dict[str, int]) -> tuple:
-    """Call the maths: inputs in the spec's order, attrs and the sizes it names as keywords."""
+Keep = Callable[[Operand, np.ndarray], np.ndarray]
+
+
+def evaluate(
+    sig: Signature, inputs: list, attrs: dict, sizes: dict[str, int], keep: Keep = lambda o, x: x
+) -> tuple:
+    """Call the maths: inputs in the spec's order, attrs and the sizes it names as keywords.
+
+    keep: what becomes of a tensor that a fused op's composition stores on the way.
+    """
     if sig.equals:
-        return compose(sig, inputs, attrs, sizes)
+        return compose(sig, inputs, attrs, sizes, keep)
     op = table()[sig.op]
     given = {k: v for k, v in (sizes | attrs).items() if k in op.keywords(sig.call)}
     return getattr(op.maths, sig.call)(*inputs, **given)
 
 
-def compose(sig: Signature, inputs: list, attrs: dict, sizes: dict[str, int]) -> tuple:
+def compose(sig: Signature, inputs: list, attrs: dict, sizes: dict[str, int], keep: Keep) -> tuple:
     """A fused op has no maths of its own: evaluate the lines of its `equals`."""
     env: dict[str, Any] = dict(zip((o.name for o in sig.ins), inputs, strict=True))
     for line in parse(sig.equals):
@@ -67,8 +93,8 @@ def compose(sig: Signature, inputs: list, attrs: dict, sizes: dict[str, int]) ->
         found = inner.bind(tuple(shapes))
         kept = inner.attrs | {k: v for k, v in attrs.items() if k in inner.attrs}
         made = evaluate(inner, given, kept, sizes | found)
-        for name, add, value in zip(line.outs, line.adds, made, strict=False):
-            env[name] = env[name] + value if add else value
+        for name, add, value, o in zip(line.outs, line.adds, made, inner.outs, strict=False):
+            env[name] = keep(o, env[name] + value if add else value)
     return tuple(env[o.name] for o in sig.outs)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from backglass.errors import UserError
 from backglass.layout import Layout, Slot
 from backglass.models import gpt2
-from backglass.view import DTYPES
+from backglass.view import DTYPES, wide
 
 PREFIX = "transformer."  # GPT2LMHeadModel's; files of the bare GPT2Model have none
 IGNORED = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # masks, and the tied output layer
@@ -105,7 +105,7 @@ def tensors_out(layout: Layout, flat: np.ndarray, vocab_size: int) -> dict[str, 
 def tensors_in(layout: Layout, folder: Path, vocab_size: int) -> np.ndarray:
     """The flat buffer from a folder's safetensors.  Raises UserError on missing or misshapen
     tensors."""
-    flat = np.zeros(layout.size, DTYPES[layout.dtype])
+    flat = np.zeros(layout.size, DTYPES[wide(layout.dtype)])
     wanted = {hf_name(s)[0]: s for s in layout.slots}
     for name, w in read_tensors(folder):
         short = name.removeprefix(PREFIX)

@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from backglass.layout import ALIGN_BYTES
+from backglass.layout import aligned
 from backglass.models import gpt2
 from backglass.ops import signature
 from backglass.program.record import Call, Program, make_call
-from backglass.view import DTYPES, View
+from backglass.view import View
 
 GROUP = "cache"
 WHOLE_SEQUENCE = ("scores", "causal_softmax", "mix", "rope")  # ops without a form for pieces
@@ -36,8 +36,7 @@ def declare_cache(c: gpt2.Config, B: int, dtype: str = "fp32") -> Cache:
     """The cache of B sequences of up to c.max_seq_len tokens; symbolic."""
     z = c.sizes(B, 1)
     shape = (B, z["NH"], z["P"], z["HS"])
-    step = ALIGN_BYTES // DTYPES[dtype].itemsize
-    size = -(-math.prod(shape) // step) * step
+    size = aligned(math.prod(shape))
 
     def view(l: int, part: int) -> View:
         at = (2 * l + part) * size

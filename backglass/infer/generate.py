@@ -30,7 +30,7 @@ from backglass.infer.sampling import Sampling, choose
 from backglass.models import gpt2
 from backglass.program.record import Program
 from backglass.program.step import declare, record_logits
-from backglass.view import View
+from backglass.view import DTYPES, View
 
 CHUNK = 128  # most tokens of a prompt in one call: enough rows for a matmul at full speed
 
@@ -43,26 +43,36 @@ class Piece:
         start = View("start", (g.B,), "i32", "input")
         program = with_cache(record_logits(gpt2, g.c, g.B, T, g.dtype), g.cache, start)
         memory = g.memory.sharing("p", GROUP)
-        self.run, last = bind(program if head else only_cache(program), g.device, memory)
-        self.ids, self.start = memory.array(t.io.ids), memory.array(start)  # (B, T), (B,)
-        self.out = memory.array(last)
+        self.run, self.last = bind(program if head else only_cache(program), g.device, memory)
+        self.memory, self.t, self.start = memory, t, start
+
+    def __call__(self, ids: np.ndarray, start: Any) -> None:
+        """Run for the tokens ids (B, T) at positions start (B,)."""
+        self.memory.write(self.t.io.ids, ids)
+        self.memory.write(self.start, start)
+        self.run()
+
+    def out(self) -> np.ndarray:
+        """What the last line made: (B, T, Vp) logits."""
+        return self.memory.read(self.last)
 
 
 class Generator:
     """A batch of up to B sequences that grow.
 
-    parameters: the model's flat buffer; it is read, never copied, so a training run's own will do.
+    parameters: the model's flat buffer, in the device's memory; it is read, never copied, so a
+    training run's own will do.
     Same prompts, seed and machine: same tokens. In a batch of another size the matmuls may sum in
     another order, and the logits differ by rounding.
     """
 
     def __init__(
-        self, c: gpt2.Config, parameters: np.ndarray, device: Device, B: int = 1,
+        self, c: gpt2.Config, parameters: Any, device: Device, B: int = 1,
         dtype: str = "fp32",
     ):  # fmt: skip
         self.c = dataclasses.replace(c, dropout=0.0, attention="flash")
         self.B, self.dtype, self.device = B, dtype, device
-        self.memory = Memory()
+        self.memory = device.memory()
         self.memory.flat["p"] = parameters
         self.cache = declare_cache(self.c, B, dtype)
         self.memory.allocate(self.cache.flat)
@@ -93,10 +103,9 @@ class Generator:
 
     def logits(self) -> np.ndarray:
         """(B, V): what each sequence's last token says of the next.  Parked rows mean nothing."""
-        self._decode.start[...] = [len(w) - 1 if w else self.c.max_seq_len for w in self.windows]
-        self._decode.ids[:, 0] = [w[-1] if w else 0 for w in self.windows]
-        self._decode.run()
-        return self._decode.out[:, 0, : self.c.vocab_size].copy()
+        ids = np.array([[w[-1] if w else 0] for w in self.windows])
+        self._decode(ids, [len(w) - 1 if w else self.c.max_seq_len for w in self.windows])
+        return exact(self._decode.out()[:, 0, : self.c.vocab_size])
 
     def push(self, tokens: Sequence[int | None]) -> None:
         """Append a token to each sequence, after `logits`; None parks it for good."""
@@ -143,13 +152,12 @@ class Generator:
         longest = max((len(tokens) for tokens in rest.values()), default=0)
         T = min(CHUNK, P, 1 << max(longest - 1, 0).bit_length())
         for at in range(0, longest, T):
-            piece = self._piece(T)
-            piece.ids[...], piece.start[...] = 0, P
+            ids, start = np.zeros((self.B, T), np.int32), np.full(self.B, P)
             for b, tokens in rest.items():
                 if chunk := tokens[at : at + T]:
-                    piece.start[b] = at
-                    piece.ids[b, : len(chunk)] = chunk
-            piece.run()
+                    start[b] = at
+                    ids[b, : len(chunk)] = chunk
+            self._piece(T)(ids, start)
 
     def _piece(self, T: int) -> Piece:
         if T not in self._prefill:
@@ -160,6 +168,11 @@ class Generator:
         lengths = ", ".join(str(len(w)) for w in self.windows)
         nbytes = self.cache.flat.nbytes
         return f"<Generator of {self.B} sequences ({lengths} tokens), cache of {nbytes:,} bytes>"
+
+
+def exact(x: np.ndarray) -> np.ndarray:
+    """bf16 widened to float32, in which NumPy computes; others as they are."""
+    return x.astype(np.float32) if x.dtype == DTYPES["bf16"] else x
 
 
 def bind(program: Program, device: Device, memory: Memory) -> tuple[Run, View]:

@@ -14,9 +14,8 @@ from backglass.data import tokenizer as tokenizers
 from backglass.data.tokenizer import Tokenizer
 from backglass.device import Device
 from backglass.errors import UserError, wrong_use
-from backglass.execute.memory import Memory
 from backglass.formats import hf
-from backglass.infer.generate import Generator, bind, nonempty
+from backglass.infer.generate import Generator, bind, exact, nonempty
 from backglass.infer.sampling import Sampling
 from backglass.infer.stream import TextStream
 from backglass.layout import Layout
@@ -24,6 +23,7 @@ from backglass.models import gpt2
 from backglass.program.record import Program
 from backglass.program.step import declare, record_logits, record_loss, record_micro
 from backglass.training import checkpoint
+from backglass.view import DTYPES
 
 Tokens = str | np.ndarray | Sequence[int] | Sequence[Sequence[int]]
 
@@ -133,7 +133,9 @@ class Model:
     def generator(self, B: int = 1) -> Generator:
         """A generator for B sequences; the last one made is kept."""
         if self._generator is None or self._generator.B != B:
-            self._generator = Generator(self.c, self.parameters, self.device, B, self.layout.dtype)
+            flat = self.layout.views("p", "param").flat
+            held = self.device.memory().adopt(flat, self.parameters)
+            self._generator = Generator(self.c, held, self.device, B, self.layout.dtype)
         return self._generator
 
     # ------------------------------------------------------------------------------ numbers
@@ -166,22 +168,24 @@ class Model:
         self, record: Callable[..., Program], ids: np.ndarray, targets: np.ndarray | None = None
     ) -> tuple[float, np.ndarray, np.ndarray]:
         """Run a program once: (mean loss, gradients' flat buffer, the last line's output)."""
-        memory = Memory()
-        memory.flat["p"] = self.parameters
+        memory = self.device.memory()
         (B, T), dtype = ids.shape, self.layout.dtype
         t = declare(gpt2, self.c, B, T, dtype)
-        gradients = memory.allocate(t.dp.flat) if record is record_micro else np.zeros(0)
+        memory.adopt(t.p.flat, self.parameters)
+        wants_gradients = record is record_micro
+        if wants_gradients:
+            memory.allocate(t.dp.flat)
         run, last = bind(record(gpt2, self.c, B, T, dtype), self.device, memory)
-        memory.array(t.io.ids)[...] = ids
+        memory.write(t.io.ids, ids)
         loss = 0.0
         if targets is not None:
-            memory.array(t.io.targets)[...] = targets
-            memory.array(t.io.dloss)[...] = 1 / targets.size
+            memory.write(t.io.targets, targets)
+            memory.write(t.io.dloss, 1 / targets.size)
         run()
         if targets is not None:
-            loss = float(memory.array(t.io.loss).astype(np.float64).mean())
-        out = gradients if record is record_micro else memory.array(last).copy()
-        return loss, gradients, out
+            loss = float(memory.read(t.io.loss).astype(np.float64).mean())
+        gradients = exact(memory.read(t.dp.flat)) if wants_gradients else np.zeros(0)
+        return loss, gradients, gradients if wants_gradients else exact(memory.read(last))
 
     def _ids(self, tokens: Tokens, least: int) -> tuple[np.ndarray, bool]:
         """((B, T) ids, whether they came as a batch)."""
@@ -218,20 +222,22 @@ def load(
     """A model from a run directory (its newest checkpoint), a checkpoint, a folder saved by
     transformers, its model.safetensors, or hf:NAME from the hub.
 
-    device: cpu or numpy; dtype: fp32, or fp64 on numpy.  Raises UserError if there is no model, it
-    is damaged, or not a GPT-2.
+    device: see backglass.device; dtype: one the device has, or fp64 on numpy.  Raises UserError if
+    there is no model, it is damaged, or not a GPT-2.
     """
     folder = find(str(path))
-    if dtype not in ("fp32", "fp64") or (dtype == "fp64" and device != "numpy"):
-        raise wrong_use(f"--dtype {dtype}: the {device} device has fp32, and numpy has fp64 too")
     options: dict[str, Any] = {"threads": threads} if device == "cpu" else {}
     try:
         on = devices.get(device, **options)
     except ValueError as error:
         raise wrong_use(f"--device {device}: {error}") from None
+    known = (*on.dtypes, *(("fp64",) if device == "numpy" else ()))
+    if dtype not in known:
+        raise wrong_use(f"--dtype {dtype}: the {device} device has {', '.join(known)}")
     c = hf.read_config(folder)
     layout = Layout(gpt2.PARAMS, c.sizes(1, 1), dtype)
     parameters = hf.tensors_in(layout, folder, c.vocab_size)
+    parameters = parameters.astype(DTYPES[dtype], copy=False)
     file = folder / "tokenizer.json"
     tokenizer = tokenizers.load(file) if file.exists() else None
     return Model(c, layout, parameters, on, tokenizer, str(folder))

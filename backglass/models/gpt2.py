@@ -55,9 +55,7 @@ class Config:
     vocab_size: int = 50257
     max_seq_len: int = 1024
     dropout: float = 0.0
-    attention: str = (
-        "flash"  # or explicit: scores, causal_softmax, mix, with every weight in memory
-    )
+    attention: str = "flash"  # or explicit: scores, causal_softmax, mix; all weights in memory
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "channels", "vocab_size", "max_seq_len"):

@@ -31,6 +31,12 @@ class Op:
         return self.maths.SPEC
 
     @cached_property
+    def fused(self) -> dict[str, OpSpec]:
+        """The specs of the fused calls whose main op this is; `equals` says what they compute."""
+        module = self.tier("fused")
+        return module.FUSED if module else {}
+
+    @cached_property
     def signatures(self) -> dict[str, Signature]:
         """Every call of the op.  A call has those of the spec's attrs that its maths function
         takes."""
@@ -38,7 +44,7 @@ class Op:
             call: replace(s, attrs={k: v for k, v in s.attrs.items() if k in self.keywords(call)})
             for call, s in self.spec.signatures(self.name).items()
         }
-        for call, spec in getattr(self.maths, "FUSED", {}).items():
+        for call, spec in self.fused.items():
             found |= {call: replace(spec.signatures(call)[call], op=self.name)}
         return found
 
@@ -100,6 +106,20 @@ def signature(call: str) -> Signature:
             return op.signatures[call]
     known = sorted(c for op in table().values() for c in op.signatures)
     raise AttributeError(f"there is no op call {call!r}; known: {', '.join(known)}")
+
+
+def rungs_of(op: str, kind: str) -> dict[str, str]:
+    """The rungs of an op's ladder for cpu or gpu: version -> module.  Empty if it has none."""
+    ladder = table()[op].tier("ladder") if op in table() else None
+    return getattr(ladder, {"cpu": "VERSIONS", "gpu": "GPU_VERSIONS"}[kind], {})
+
+
+def known_rungs(op: str, kind: str) -> str:
+    """A sentence about the rungs there are."""
+    if op not in table():
+        return f"there is no op {op!r}"
+    names = ", ".join(rungs_of(op, kind))
+    return f"{op} has the rungs {names}" if names else f"{op} has no ladder for the {kind}"
 
 
 def __getattr__(name: str) -> Op:

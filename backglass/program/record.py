@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from backglass.ops import signature
 from backglass.spec import Signature
-from backglass.view import View
+from backglass.view import View, wide
 
 if TYPE_CHECKING:
     from backglass.program.plan import Plan
@@ -50,6 +50,12 @@ class Call:
         updated = self.signature.updated
         also = (v for o, v in pairs if v is not None and (v.add or o.name in updated))
         return (*(v for v in self.ins if v is not None), *also)
+
+    @property
+    def dtype(self) -> str:
+        """What the call computes in: the dtype of its operands, but for ids and statistics."""
+        pairs = zip(self.signature.passed, (*self.outs, *self.ins), strict=True)
+        return next((v.dtype for o, v in pairs if v is not None and not o.holds), "fp32")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -153,7 +159,22 @@ def make_call(sig: Signature, operands: tuple, attrs: dict[str, Any], where: str
         raise ValueError(f"{sig.call} has no attr {', '.join(unknown)}; it has {sig.attrs}")
     call = Call(sig.call, outs, ins, sig.attrs | attrs, sig.phase, where)
     _ = call.sizes  # raises if the shapes do not fit
+    _check_dtypes(call)
     return call
+
+
+def _check_dtypes(c: Call) -> None:
+    """Operands share one dtype, those the spec calls wide its wide form."""
+    pairs = zip(c.signature.passed, (*c.outs, *c.ins), strict=True)
+    floats = [(o, v) for o, v in pairs if v is not None and o.holds != "int"]
+    working = next((v.dtype for o, v in floats if o.holds != "wide"), "")
+    for o, v in floats:
+        expected = wide(working or v.dtype) if o.holds == "wide" else working
+        if v.dtype != expected:
+            beside = f" beside {working}" if working else ""
+            raise ValueError(
+                f"{c.op}: {o.name} ({v.name}) is {v.dtype}, expected {expected}{beside}"
+            )
 
 
 def caller() -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from backglass.layout import Layout, Space, activations
 from backglass.program.record import Program, Record
-from backglass.view import HasMemory, View
+from backglass.view import HasMemory, View, wide
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Tensors:
     dp: Space
     m: Space
     v: Space
+    master: Space | None  # fp32 parameters beside bf16 ones
     a: Space
     da: Space
     io: Space
@@ -39,22 +40,23 @@ def declare(
     sizes = c.sizes(B, T)
     if T > sizes["P"]:
         raise ValueError(f"sequences of {T} tokens, but the model has {sizes['P']} positions")
-    layout = Layout(model.PARAMS, sizes, dtype)
+    layout, kept = Layout(model.PARAMS, sizes, dtype), wide(dtype)
     io = Space()
     io.ids = View("ids", (B, T), "i32", "input", memory=memory)
     io.targets = View("targets", (B, T), "i32", "input", memory=memory)
     io.seed = View("seed", (2,), "i64", "input", memory=memory)
-    io.dloss = View("dloss", (B, T), dtype, "input", memory=memory)
-    io.hyper = View("hyper", (8,), dtype, "input", memory=memory)
-    io.loss = View("loss", (B, T), dtype, "output", memory=memory)
-    io.norm = View("norm", (1,), dtype, "output", memory=memory)
-    io.scale = View("scale", (1,), dtype, "output", memory=memory)
+    io.dloss = View("dloss", (B, T), kept, "input", memory=memory)
+    io.hyper = View("hyper", (8,), kept, "input", memory=memory)
+    io.loss = View("loss", (B, T), kept, "output", memory=memory)
+    io.norm = View("norm", (1,), kept, "output", memory=memory)
+    io.scale = View("scale", (1,), kept, "output", memory=memory)
     return Tensors(
         layout,
         p=layout.views("p", "param", memory),
         dp=layout.views("dp", "grad", memory),
-        m=layout.views("m", "state", memory),
-        v=layout.views("v", "state", memory),
+        m=layout.views("m", "state", memory, kept),
+        v=layout.views("v", "state", memory, kept),
+        master=layout.views("master", "state", memory, kept) if dtype == "bf16" else None,
         a=activations(model.ACTS, sizes, dtype, memory=memory),
         da=activations(model.ACTS, sizes, dtype, mark="d", memory=memory),
         io=io,
@@ -70,7 +72,7 @@ def run_update(ops: Any, t: Tensors) -> None:
     ops.global_norm(t.io.norm, t.dp.flat)
     ops.clip(t.io.scale, t.io.norm, t.io.hyper)
     ops.adamw(
-        t.p.flat, t.m.flat, t.v.flat, t.dp.flat, t.io.scale, t.io.hyper,
+        t.p.flat, t.m.flat, t.v.flat, t.dp.flat, t.master and t.master.flat, t.io.scale, t.io.hyper,
         decay_size=t.layout.decay_size,
     )  # fmt: skip
 

@@ -102,7 +102,7 @@ def instructions(name: str) -> Finding:
     features = importlib.import_module("llvmlite.binding").get_host_cpu_features()
     wanted = ("avx512f", "avx512bf16", "amx-bf16", "avx2", "fma", "neon", "sve")
     have = ", ".join(f for f in wanted if features.get(f)) or "none of the wide ones"
-    lanes = importlib.import_module("backglass.device.simd").LANES
+    lanes = importlib.import_module("backglass.device.vector_ir").LANES
     override = " (BACKGLASS_LANES is set)" if "BACKGLASS_LANES" in os.environ else ""
     best = 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
     found = f"{have}; kernels use {lanes} lanes of fp32{override}"

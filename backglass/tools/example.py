@@ -59,7 +59,7 @@ def example(op: Op, call: str) -> Example:
     """The worked example of a forward with its backward, of an update, or of a fused call."""
     sig = signature(call)
     fused = bool(sig.equals)
-    spec = op.maths.FUSED[call] if fused else op.spec
+    spec = op.fused[call] if fused else op.spec
     made = [_steps(_draw(op, sig, spec, seed), sig, fused) for seed in range(32)]
     best = max(made, key=telling)  # the first of the most telling ones
     if op.spec.backward and not fused:

@@ -22,8 +22,13 @@ FREE = {
 # names it; what nothing names is the rest.
 PATHS: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "one file": ("all of GPT-2 in NumPy, importing nothing of ours", 800, ("../train_gpt2.py",)),
+    "generation": (
+        "a trained model continues a text: the ops that only it needs, the cache, sampling",
+        0,
+        ("ops/attention_cached/*.py", "ops/embed_at/*.py", "infer/*.py"),
+    ),
     "maths": (
-        "GPT-2, the maths of every op, and what records, executes and trains them",
+        "GPT-2, the maths of its ops, and what records, executes and trains them",
         1000,
         (
             "models/gpt2.py", "ops/*/maths.py", "spec.py", "view.py", "layout.py",
@@ -34,17 +39,18 @@ PATHS: dict[str, tuple[str, int, tuple[str, ...]]] = {
         "the Numba kernels and the machinery under them",
         2000,
         (
-            "ops/*/cpu.py", "ops/*/fused.py", "device/cpu.py", "device/host.py", "device/simd.py",
-            "device/rows.py", "device/compile.py", "device/__init__.py", "execute/run.py",
-            "execute/memory.py",
+            "ops/*/cpu.py", "device/cpu.py", "device/host.py", "device/simd*.py",
+            "device/vector_ir.py", "device/rows.py", "device/compile.py", "device/__init__.py",
+            "execute/run.py", "execute/memory.py",
         ),
     ),
     "gpu": (
         "the Triton kernels and the machinery under them",
         3500,
         (
-            "ops/*/gpu.py", "device/cuda*.py", "device/triton*.py", "device/cublaslt.py",
-            "device/comm.py", "device/interpret.py", "execute/capture.py",
+            "ops/*/gpu.py", "device/gpu.py", "device/tiles.py", "device/cuda*.py",
+            "device/triton*.py", "device/cublaslt.py", "device/aot.py", "device/comm.py",
+            "device/interpret.py", "execute/capture.py",
         ),
     ),
     "rungs": ("the slower versions of a kernel, one idea each", 0, ("ops/*/ladder/*.py",)),
@@ -53,25 +59,44 @@ PATHS: dict[str, tuple[str, int, tuple[str, ...]]] = {
         0,
         ("training/*.py", "data/*.py", "program/step.py"),
     ),
-    "passes": ("programs transformed, measured and compared", 0, ("program/*.py", "execute/*.py")),
+    "passes": (
+        "programs transformed, measured and compared; what a fused op is equal to",
+        0,
+        ("program/*.py", "execute/*.py", "ops/*/fused.py"),
+    ),
     "checks": ("gradient, kernel and model checks, planted bugs", 0, ("checks/*.py",)),
     "command line": (
         "commands and what they are made of, benchmarks",
         0,
         ("cli.py", "presets.py", "commands/*.py", "tools/*.py", "bench/**/*.py"),
     ),
-    "rest": ("file formats, generation, whatever no other path names", 0, ("**/*.py",)),
+    "rest": ("file formats, whatever no other path names", 0, ("**/*.py",)),
 }  # fmt: skip
 
 
 def count(path: Path | str) -> int:
     """Code lines of one Python file.  Raises SyntaxError if it is not Python."""
+    return len(code_lines(Path(path).read_text(encoding="utf-8")))
+
+
+def functions(path: Path | str) -> list[tuple[str, int]]:
+    """(name, code lines) of every function and method of one Python file."""
     text = Path(path).read_text(encoding="utf-8")
+    code = code_lines(text)
+    return [
+        (node.name, sum(node.lineno <= n <= (node.end_lineno or 0) for n in code))
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+
+
+def code_lines(text: str) -> set[int]:
+    """The numbers of the lines that hold code."""
     code: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in FREE:
             code.update(range(token.start[0], token.end[0] + 1))
-    return len(code - docstring_lines(text))
+    return code - docstring_lines(text)
 
 
 def docstring_lines(text: str) -> set[int]:

@@ -105,6 +105,11 @@ def steps_in(run: Path) -> list[int]:
     return sorted(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*"))
 
 
+def mark_best(run: Path, step: int, val_loss: float) -> None:
+    """Name the checkpoint that `prune` never deletes."""
+    write_json(run / "checkpoints" / "best.json", {"step": step, "val_loss": val_loss})
+
+
 def best_step(run: Path) -> int | None:
     path = run / "checkpoints" / "best.json"
     return json.loads(path.read_text())["step"] if path.exists() else None

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import signal
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from backglass.errors import UserError
-from backglass.training import checkpoint, report
-from backglass.training.files import write_json
-from backglass.training.session import Batch
+from backglass.training import checkpoint, diagnose, messages
+from backglass.training.report import Report
 from backglass.training.settings import Settings
-from backglass.training.start import disk_error, measured_peak_flops, prepare
-
-
-class Stopped(Exception):
-    """The run ended early by a signal; everything is saved."""
-
-    def __init__(self, number: int):
-        self.number = number
+from backglass.training.start import disk_errors, prepare
+from backglass.training.stopping import Stopped, last_signal
 
 
 def train(
-    s: Settings,
-    out: Path | None = None,
-    resume: bool = False,
-    quiet: bool = False,
+    s: Settings, out: Path | None = None, resume: bool = False, quiet: bool = False,
     debug: bool = False,
-) -> Trainer:
+) -> Trainer:  # fmt: skip
     """Train and return the finished trainer.  out: the run directory, or None to keep nothing.
 
-    Raises UserError for bad input before any training starts, and when the loss stops being finite.
+    Raises UserError for bad input before any training starts, and when the loss stops being finite;
+    Stopped after a signal.
     """
     trainer = Trainer(s, out, resume, quiet, debug)
     trainer.run()
@@ -48,177 +37,90 @@ class Trainer:
         start = prepare(s, out, resume)
         self.c, self.tokenizer, self.loader = start.c, start.tokenizer, start.loader
         self.val_windows, self.session, self.state = start.val_windows, start.session, start.state
-        self.signal = 0
-        self.report = report.Report(out, s, quiet)
+        self.report = Report(out, s, quiet)
         self.session.device.progress = self.report.compiling
+        self.report.used_bytes = self.session.device.used_bytes
         self.report.flops_per_token = 6.0 * self.session.t.layout.count
 
-    # ------------------------------------------------------------------------------ the loop
     def run(self) -> None:
-        """Steps until s.steps; then the last validation, sample and checkpoint."""
-        s, r = self.s, self.report
-        r.say(self._headline())
-        if self.debug:
-            while self.state.step < s.steps:
+        """Steps until s.steps; then the last validation, checkpoint and sample."""
+        s, report, state = self.s, self.report, self.state
+        report.say(messages.headline(s, self.c, self.session.t.layout.count, self.loader))
+        if self.debug:  # nothing but the steps, line by line
+            self.session.execute_eagerly()
+            while state.step < s.steps:
                 self._step()
             return
-        handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            if self.state.step == 0:
+        with disk_errors(self.out), closing(report), last_signal(report.say) as stop:
+            if state.step == 0:
                 self._validate(first=True)
-            r.peak_flops = measured_peak_flops()
-            r.start(self.state.step)
-            while self.state.step < s.steps:
+            report.peak_flops = self.session.device.peak_flops(s.dtype)
+            report.start(state.step)
+            while state.step < s.steps:
                 self._step()
-                if self.signal:
-                    self._stop()
-                self._now_and_then()
-            self._finish()
-        except BrokenPipeError:  # standard output, not the disk
-            raise
-        except OSError as error:
-            raise disk_error(self.out, error) from None
-        finally:
-            r.close()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+                if stop.number:
+                    self._save()
+                    report.say(messages.stopped(s, state.step, self.out))
+                    raise Stopped(stop.number)
+                if self._now(s.val_every):
+                    self._validate()
+                if self._now(s.sample_every):
+                    self._sample(200)
+                if self._now(s.save_every):
+                    self._save()
+            self._validate()
+            self._save()
+            self._sample(500)
+            if self.out:
+                report.say(messages.farewell(s, state.best_val_loss, self.out))
 
     def _step(self) -> None:
         """Gradients of all micro-batches, then the update.  A bad loss or norm ends the run before
         the update."""
-        s, step = self.s, self.state.step
-        start = time.perf_counter()
-        position = self.loader.position
+        s, state, start = self.s, self.state, time.perf_counter()
         batches = [self.loader.batch(s.batch_size) for _ in range(s.micro_batches)]
-        if self.debug:
-            loss, norm, lr = self.session.eager_step(batches, step)
-        else:
-            loss = self.session.gradients(batches, step)
-            norm, lr = self.session.update(step) if np.isfinite(loss) else (np.nan, 0.0)
+        loss = self.session.gradients(batches, state.step)
+        norm, lr = self.session.update(state.step) if np.isfinite(loss) else (np.nan, 0.0)
         if not np.isfinite(loss + norm):
-            self._fail(batches, loss, norm, position)
-        self.state.step += 1
-        self.state.position = self.loader.position
-        self.state.tokens += s.tokens_per_step
-        self.report.step(self.state.step, loss, norm, lr, (time.perf_counter() - start) * 1e3)
-
-    def _now_and_then(self) -> None:
-        s, step = self.s, self.state.step
-        last = step == s.steps
-        if s.val_every and step % s.val_every == 0 and not last:
-            self._validate()
-        if s.sample_every and step % s.sample_every == 0 and not last:
-            self._sample(200)
-        if s.save_every and step % s.save_every == 0 and not last:
             self._save()
+            raise diagnose.bad_step(self.session, batches, state, loss, norm, self.out)
+        state.step += 1
+        state.position = self.loader.position
+        state.tokens += s.tokens_per_step
+        self.report.step(state.step, loss, norm, lr, (time.perf_counter() - start) * 1e3)
 
-    def _finish(self) -> None:
-        self._validate()
-        self._save()
-        self._sample(500)
-        if self.out:
-            best = checkpoint.best_step(self.out)
-            self.report.say(
-                f"\nsaved in {self.out} (best validation loss {self.state.best_val_loss:.4f} at "
-                f"step {best}). "
-                f"What next?\n"
-                f"  backglass train {self.s.preset} --data FILE                your own text\n"
-                f"  backglass check                                  prove every gradient\n"
-                f"  backglass program {self.s.preset}                           the step as a "
-                f"list of op calls\n"
-                f"  backglass train {self.s.preset} --debug --steps 1          stop in its "
-                f"forward and backward"
-            )
+    def _now(self, every: int) -> bool:
+        """Whether something done every so many steps is due; what is done at the end is not."""
+        return every > 0 and self.state.step % every == 0 and self.state.step < self.s.steps
 
-    # ------------------------------------------------------------------------------ pieces
     def _validate(self, first: bool = False) -> None:
-        loss = self.session.validate(self.val_windows)
-        step = self.state.step
-        self.report.event("val", step=step, loss=loss)
-        better = self.state.best_val_loss is None or loss < self.state.best_val_loss
-        note = "   best so far" if better and not first else ""
-        if first:
-            note = (
-                f"   (knowing nothing is ln {self.c.vocab_size} = {np.log(self.c.vocab_size):.4f})"
-            )
-        self.report.say(f"step {step:5d}/{self.s.steps}   val loss {loss:.4f}{note}")
-        if better and not first:
-            self.state.best_val_loss, self.state.best_step = loss, step
+        """Validation loss; the best so far is saved, except at first, before any training."""
+        loss, state = self.session.validate(self.val_windows), self.state
+        best = not first and (state.best_val_loss is None or loss < state.best_val_loss)
+        self.report.event("val", step=state.step, loss=loss)
+        note = messages.chance(self.c.vocab_size) if first else "best so far" if best else ""
+        self.report.say(messages.validated(self.s, state.step, loss, note))
+        if best:
+            state.best_val_loss, state.best_step = loss, state.step
             if self.out and np.isfinite(loss):
                 self._save()
-                write_json(self.out / "checkpoints" / "best.json", {"step": step, "val_loss": loss})
+                checkpoint.mark_best(self.out, state.step, loss)
 
     def _sample(self, count: int) -> None:
+        """The model continues the start of the validation text by `count` tokens."""
         from backglass.infer.generate import sample_text
 
         prompt = self.val_windows[0][: min(self.s.seq_len, 20)]
         text = sample_text(self.c, self.session, self.tokenizer, prompt, count, seed=self.s.seed)
-        title = (
-            f"--- step {self.state.step}: the model continues {self.tokenizer.decode(prompt)!r} ---"
-        )
-        self.report.say(f"{title}\n{text}")
+        text = messages.sampled(self.state.step, self.tokenizer.decode(prompt), text)
+        self.report.say(text)
         if self.out:
             with (self.out / "samples.txt").open("a", encoding="utf-8") as f:
-                f.write(f"{title}\n{text}\n\n")
+                f.write(f"{text}\n\n")
 
     def _save(self) -> None:
-        if not self.out:
-            return
-        folder = checkpoint.step_folder(self.out, self.state.step)
-        if not folder.exists():
-            checkpoint.save(
-                folder,
-                self.c,
-                self.session.t.layout,
-                self.session.flats,
-                self.tokenizer,
-                self.state,
-                self.s,
-            )
+        """A checkpoint of this step, unless there is one already or nothing is kept."""
+        if self.out and not (folder := checkpoint.step_folder(self.out, self.state.step)).exists():
+            layout, flats = self.session.t.layout, self.session.state()
+            checkpoint.save(folder, self.c, layout, flats, self.tokenizer, self.state, self.s)
             checkpoint.prune(self.out, self.s.keep)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self.signal = number
-        self.report.say("stopping after this step")
-
-    def _stop(self) -> None:
-        self._save()
-        how = (
-            f"Resume with: backglass train {self.s.preset} --out {self.out} --resume"
-            if self.out
-            else ""
-        )
-        self.report.say(f"stopped after step {self.state.step}; everything is saved. {how}")
-        raise Stopped(self.signal)
-
-    def _fail(self, batches: list[Batch], loss: float, norm: float, position: int) -> None:
-        """Name the first bad value, save state and batch, end the run."""
-        from backglass.training.diagnose import find_culprit
-
-        step = self.state.step + 1
-        culprit = find_culprit(self.session, batches, self.state.step)
-        where = ""
-        if self.out:
-            self._save()
-            path = self.out / f"bad-batch-step-{step:08d}.npz"
-            ids, targets = (np.stack(x) for x in zip(*batches, strict=True))
-            np.savez(path, ids=ids, targets=targets, position=position, step=step)
-            where = f" State and batch are saved ({path})."
-        raise UserError(
-            f"step {step}: the loss is {loss} and the gradient norm {norm}. Stopped before the "
-            f"update; the "
-            f"parameters are those of step {step - 1}.{where} A lower --lr or a longer "
-            f"--warmup-steps often "
-            f"helps; {culprit or 'every line is finite on its own, so the sum overflowed'}"
-        )
-
-    def _headline(self) -> str:
-        s, count = self.s, self.session.t.layout.count
-        pad = (self.c.padded_vocab_size - self.c.vocab_size) * self.c.channels
-        return (
-            f"GPT-2, {s.layers} layers, {s.channels} channels, {count - pad:,} parameters on "
-            f"{s.device} "
-            f"({s.dtype}); {s.data}, {self.loader.windows * s.seq_len:,} training tokens, "
-            f"vocabulary "
-            f"{self.c.vocab_size:,}; {s.tokens_per_step:,} tokens a step"
-        )

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from backglass.device.process import peak_bytes
 from backglass.training.settings import Settings
 
 
@@ -20,6 +21,7 @@ class Report:
         self.live = None
         self.flops_per_token = 0.0
         self.peak_flops = 0.0
+        self.used_bytes = peak_bytes
 
     def say(self, text: str) -> None:
         if self.quiet:
@@ -67,9 +69,8 @@ class Report:
         if self.quiet:
             return
         share = rate * self.flops_per_token / self.peak_flops if self.peak_flops else 0
-        figures = (
-            f"loss {loss:.4f}  {rate:,.0f} tokens/s  {share:.0%} of peak  {memory_mib():,.0f} MiB"
-        )
+        memory = f"{self.used_bytes() / 2**20:,.0f} MiB"
+        figures = f"loss {loss:.4f}  {rate:,.0f} tokens/s  {share:.0%} of peak  {memory}"
         if self.live:
             self.live.update(self.task, completed=step, figures=figures)
         slow = ms > 2000
@@ -87,13 +88,3 @@ class Report:
         if self.log:
             self.log.close()
             self.log = None
-
-
-def memory_mib() -> float:
-    """Peak resident memory of this process; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -6,13 +6,15 @@ This is the machinery under the loop, and what tests and `bg.load(...).grads` us
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from backglass.device import Device
+from backglass.execute.capture import Capture
 from backglass.execute.eager import Eager
-from backglass.execute.memory import Memory
 from backglass.execute.run import Run
 from backglass.models import gpt2
 from backglass.program.plan import Plan
@@ -25,7 +27,8 @@ from backglass.program.step import (
     run_micro,
     run_update,
 )
-from backglass.training.settings import Settings, learning_rate
+from backglass.training.fit import require_memory
+from backglass.training.settings import Settings, learning_rate, parse_rungs
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -35,34 +38,51 @@ class Session:
 
     def __init__(self, c: gpt2.Config, s: Settings, device: Device):
         self.c, self.s, self.device = c, s, device
-        self.memory = Memory()
+        self.memory = device.memory()
         B, T = s.batch_size, s.seq_len
         self.t: Tensors = declare(gpt2, c, B, T, s.dtype, self.memory)
-        self.flats = {
-            "p": self.memory.allocate(self.t.p.flat),
-            "dp": self.memory.allocate(self.t.dp.flat),
-            "m": self.memory.allocate(self.t.m.flat),
-            "v": self.memory.allocate(self.t.v.flat),
-        }
         self.micro_program = record_micro(gpt2, c, B, T, s.dtype).validate()
         self.update_program = record_update(gpt2, c, s.dtype).validate()
         evaluated = dataclasses.replace(c, dropout=0.0)
         self.loss_program = record_loss(gpt2, evaluated, B, T, s.dtype).validate()
-        self._runs: dict[str, Run] = {}
-        self.plans: dict[str, Plan] = {}
+        self.plans = self._plan()
+        spaces = (self.t.p, self.t.dp, self.t.m, self.t.v, self.t.master)
+        groups = [space.flat for space in spaces if space]
+        require_memory(s, c, device, self.plans, sum(flat.nbytes for flat in groups))
+        self.flats = {flat.name: self.memory.allocate(flat) for flat in groups}
+        self._runs: dict[str, Callable[[], None]] = {}
 
     def init(self) -> None:
         """GPT-2's random start."""
-        self.flats["p"][...] = self.t.layout.initial(self.s.seed, {"wte": self.c.vocab_size})
+        self.load_state({"p": self.t.layout.initial(self.s.seed, {"wte": self.c.vocab_size})})
 
-    def run(self, name: str) -> Run:
-        """The bound program micro, update or loss; bound when first used."""
-        if not self._runs:
-            self._bind()
-        return self._runs[name]
+    def load_state(self, flats: dict[str, np.ndarray]) -> None:
+        """Put buffers p, m or v, as a checkpoint holds them, into place."""
+        for name, values in flats.items():
+            self.memory.write(getattr(self.t, name).flat, values)
+            if name == "p" and self.t.master:
+                self.memory.write(self.t.master.flat, values)
 
-    def _bind(self) -> None:
-        """Transform, plan and bind all programs; they share one arena and compile together."""
+    def state(self) -> dict[str, np.ndarray]:
+        """The buffers p, m and v for a checkpoint; p unrounded, where there is a master."""
+        p = self.t.master or self.t.p
+        kept = {"p": p.flat, "m": self.t.m.flat, "v": self.t.v.flat}
+        return {name: self.memory.peek(flat) for name, flat in kept.items()}
+
+    def execute_eagerly(self) -> None:
+        """From now on micro and update are executed line by line from the model file."""
+        ops = Eager(self.device, self.memory)
+        self._runs = {
+            "micro": partial(run_micro, ops, gpt2, self.c, self.t),
+            "update": partial(run_update, ops, self.t),
+        }
+
+    def run(self, name: str) -> None:
+        """Run the program micro, update or loss."""
+        self._runs[name]()
+
+    def _plan(self) -> dict[str, Plan]:
+        """All programs transformed as the settings say, and a place for every activation."""
         fields = [f for f in self.s.recompute.split(",") if f]
         programs = {
             "micro": self.micro_program.recompute(*fields) if fields else self.micro_program,
@@ -74,69 +94,77 @@ class Session:
             programs = {
                 name: p.fuse(*names).validate() for name, p in programs.items() if names
             } or programs
-        self.plans = {name: p.plan() for name, p in programs.items()}
+        return {name: p.plan() for name, p in programs.items()}
+
+    def bind(self) -> None:
+        """Bind all programs, once; they share one arena and compile together."""
+        if self._runs:
+            return
         self.memory.arena(max(p.peak for p in self.plans.values()))
         placed = {name: p.placed() for name, p in self.plans.items()}
         self.device.prepare([c for p in placed.values() for c in p], self.memory)
-        self._runs = {name: Run(p, self.device, self.memory) for name, p in placed.items()}
+        runs = {name: Run(p, self.device, self.memory) for name, p in placed.items()}
+        self._runs = dict(runs)
+        if self.device.captures and self.s.graph:
+            self._rehearse(runs)
+            self._runs = {name: Capture(run, self.device) for name, run in runs.items()}
+
+    def _rehearse(self, runs: dict[str, Run]) -> None:
+        """Run every program once so that its kernels exist, on inputs that change nothing: no token
+        counts, and the learning rate is 0 with β = 1."""
+        shape = (self.s.batch_size, self.s.seq_len)
+        self.load_batch((np.zeros(shape, np.int32), np.full(shape, -1, np.int32)), 1, 0)
+        self.memory.write(self.t.io.hyper, (0, 1, 1, 1, 0, 0, 1, 1))
+        for run in runs.values():
+            run()
 
     def load_batch(self, batch: Batch, counted: int, step: int, k: int = 0) -> None:
         """Put a micro-batch where the programs read it.  Each counted token weighs 1/counted; id −1
         weighs nothing."""
         ids, targets = batch
-        self.memory.array(self.t.io.ids)[...] = ids
-        self.memory.array(self.t.io.targets)[...] = targets
-        self.memory.array(self.t.io.dloss)[...] = (targets >= 0) * (1.0 / max(counted, 1))
-        self.memory.array(self.t.io.seed)[...] = (self.s.seed, step * self.s.micro_batches + k)
+        io, self.weights = self.t.io, (targets >= 0) * (1.0 / max(counted, 1))
+        self.memory.write(io.ids, ids)
+        self.memory.write(io.targets, targets)
+        self.memory.write(io.dloss, self.weights)
+        self.memory.write(io.seed, (self.s.seed, step * self.s.micro_batches + k))
 
     def mean_loss(self) -> float:
         """Of what the last micro or loss program computed, weighted as load_batch said."""
-        loss = self.memory.array(self.t.io.loss).astype(np.float64)
-        return float(np.sum(loss * self.memory.array(self.t.io.dloss)))
+        loss = self.memory.read(self.t.io.loss).astype(np.float64)
+        return float(np.sum(loss * self.weights))
 
     def set_hyper(self, step: int) -> float:
         """Fill the hyper tensor for update `step` (0-based); returns the learning rate."""
         s, lr = self.s, learning_rate(self.s, step)
-        self.memory.array(self.t.io.hyper)[...] = (
-            lr, s.beta1, s.beta2, s.eps, s.weight_decay, s.clip,
-            1 / (1 - s.beta1 ** (step + 1)), 1 / (1 - s.beta2 ** (step + 1)),
-        )  # fmt: skip
+        corrections = (1 / (1 - s.beta1 ** (step + 1)), 1 / (1 - s.beta2 ** (step + 1)))
+        hyper = (lr, s.beta1, s.beta2, s.eps, s.weight_decay, s.clip, *corrections)
+        self.memory.write(self.t.io.hyper, hyper)
         return lr
 
     def gradients(self, batches: list[Batch], step: int) -> float:
         """Run micro on every batch; gradients add up in dp.  Returns the mean loss per counted
         token."""
+        self.bind()
         counted = sum(int((targets >= 0).sum()) for _, targets in batches)
         loss = 0.0
         for k, batch in enumerate(batches):
             self.load_batch(batch, counted, step, k)
-            self.run("micro")()
+            self.run("micro")
             loss += self.mean_loss()
         return loss
 
     def update(self, step: int) -> tuple[float, float]:
         """Run update; (gradient norm, learning rate).  With a norm that is not finite nothing is
         changed."""
+        self.bind()
         lr = self.set_hyper(step)
-        self.run("update")()
-        return float(self.memory.array(self.t.io.norm)[0]), lr
-
-    def eager_step(self, batches: list[Batch], step: int) -> tuple[float, float, float]:
-        """The same step executed line by line from the model file: (loss, norm, lr)."""
-        ops = Eager(self.device, self.memory)
-        counted = sum(int((targets >= 0).sum()) for _, targets in batches)
-        loss = 0.0
-        for k, batch in enumerate(batches):
-            self.load_batch(batch, counted, step, k)
-            run_micro(ops, gpt2, self.c, self.t)
-            loss += self.mean_loss()
-        lr = self.set_hyper(step)
-        run_update(ops, self.t)
-        return loss, float(self.memory.array(self.t.io.norm)[0]), lr
+        self.run("update")
+        return float(self.memory.read(self.t.io.norm)[0]), lr
 
     def validate(self, windows: np.ndarray) -> float:
         """Mean loss over windows (n, T + 1), in batches of batch_size; the last batch is padded
         with ignored rows."""
+        self.bind()
         B, total = self.s.batch_size, 0.0
         for start in range(0, len(windows), B):
             chunk = windows[start : start + B]
@@ -145,7 +173,7 @@ class Session:
             targets = rows[:, 1:].copy()
             targets[len(chunk) :] = -1
             self.load_batch((rows[:, :-1], targets), windows.size - len(windows), 0)
-            self.run("loss")()
+            self.run("loss")
             total += self.mean_loss()
         return total
 
@@ -155,9 +183,9 @@ class Session:
 
 def device_options(s: Settings) -> dict[str, Any]:
     """What device.get needs besides the name."""
-    if s.device != "cpu":
+    if s.device == "numpy":
         return {}
-    rungs = dict(r.split("=", 1) for r in s.rung.split(",") if r)
-    if s.matmul == "blas":
-        rungs["matmul"] = "blas"
-    return {"threads": s.threads or None, "rungs": rungs}
+    rungs = parse_rungs(s.rung)
+    if s.matmul != "own":
+        rungs.setdefault("matmul", s.matmul)
+    return {"rungs": rungs} | ({"threads": s.threads or None} if s.device == "cpu" else {})

@@ -10,7 +10,23 @@ from typing import Any
 from backglass.errors import wrong_use
 from backglass.models import gpt2
 
+# device -> its dtypes, the first one taken if none is given; and who multiplies matrices
+DTYPES = {
+    "cpu": ("fp32",),
+    "numpy": ("fp32", "fp64"),
+    "cuda": ("bf16", "tf32", "fp32"),
+    "interpret": ("fp32", "bf16"),
+}
+MATMULS = {"cpu": ("own", "blas"), "cuda": ("fastest", "own", "cublaslt")}
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
+AT_LEAST_1 = (
+    "layers", "heads", "channels", "seq_len", "batch_size", "schedule_steps", "keep", "val_batches",
+)  # fmt: skip
+AT_LEAST_0 = (
+    "vocab_size", "steps", "total_batch_tokens", "warmup_steps", "threads", "val_every",
+    "sample_every", "save_every", "lr", "final_lr", "weight_decay", "eps", "clip", "dropout",
+    "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,12 +61,13 @@ class Settings:
     clip: float = 1.0
 
     device: str = "cpu"
-    dtype: str = "fp32"
+    dtype: str = "auto"
     threads: int = 0  # 0: all cores
-    matmul: str = "own"
+    matmul: str = "auto"
     rung: str = ""
     recompute: str = ""
     fuse: bool = True
+    graph: bool = True
     seed: int = 1337
     init: str = ""
 
@@ -61,47 +78,48 @@ class Settings:
     keep: int = 3
 
     def __post_init__(self) -> None:
-        for name in (
-            "layers",
-            "heads",
-            "channels",
-            "seq_len",
-            "batch_size",
-            "schedule_steps",
-            "keep",
-            "val_batches",
-        ):
+        kind = self.device.partition(":")[0]
+        if kind not in DTYPES or (kind != self.device and kind != "cuda"):
+            raise wrong_use(
+                f"--device is one of {', '.join(DTYPES)}, cuda:N for another GPU than the first; "
+                f"got {self.device!r}"
+            )
+        if self.dtype == "auto":
+            object.__setattr__(self, "dtype", DTYPES[kind][0])
+        if self.matmul == "auto":
+            object.__setattr__(self, "matmul", MATMULS.get(kind, ("own",))[0])
+        parse_rungs(self.rung)
+        self._check_numbers()
+        self._one_of("schedule", SCHEDULES)
+        self._one_of("attention", ("flash", "explicit"))
+        self._one_of("matmul", MATMULS.get(kind, ("own",)), f" with --device {self.device}")
+        self._one_of("dtype", DTYPES[kind], f" with --device {self.device}")
+        self._one_of("format", ("auto", "nanogpt"))
+
+    def _check_numbers(self) -> None:
+        for name in AT_LEAST_1:
             self._at_least(name, 1)
-        for name in (
-            "vocab_size", "steps", "total_batch_tokens", "warmup_steps", "threads", "val_every",
-            "sample_every", "save_every", "lr", "final_lr", "weight_decay", "eps", "clip",
-            "dropout", "seed",
-        ):  # fmt: skip
+        for name in AT_LEAST_0:
             self._at_least(name, 0)
         for name in ("dropout", "beta1", "beta2", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise wrong_use(f"{_flag(name)} must be in [0, 1), got {getattr(self, name)}")
-        for name, allowed in (
-            ("schedule", SCHEDULES), ("attention", ("flash", "explicit")),
-            ("matmul", ("own", "blas")), ("format", ("auto", "nanogpt")),
-            ("device", ("cpu", "numpy")), ("dtype", ("fp32", "fp64")),
-        ):  # fmt: skip
-            if getattr(self, name) not in allowed:
-                raise wrong_use(
-                    f"{_flag(name)} is one of {', '.join(allowed)}; got {getattr(self, name)!r}"
-                )
         if self.channels % self.heads:
             raise wrong_use(
                 f"--channels {self.channels} cannot be divided among --heads {self.heads}"
             )
-        if self.total_batch_tokens % (self.batch_size * self.seq_len):
+        B, T = self.batch_size, self.seq_len
+        if self.total_batch_tokens % (B * T):
             raise wrong_use(
                 f"--total-batch-tokens {self.total_batch_tokens} must be a multiple of "
-                f"--batch-size "
-                f"{self.batch_size} x --seq-len {self.seq_len} = {self.batch_size * self.seq_len}"
+                f"--batch-size {B} x --seq-len {T} = {B * T}"
             )
-        if self.dtype == "fp64" and self.device == "cpu":
-            raise wrong_use("--dtype fp64 needs --device numpy; the CPU kernels are fp32")
+
+    def _one_of(self, name: str, allowed: tuple[str, ...], on: str = "") -> None:
+        if getattr(self, name) not in allowed:
+            raise wrong_use(
+                f"{_flag(name)} is one of {', '.join(allowed)}{on}; got {getattr(self, name)!r}"
+            )
 
     def _at_least(self, name: str, low: int) -> None:
         value = getattr(self, name)
@@ -128,6 +146,9 @@ class Settings:
         )
 
     def replace(self, **changes: Any) -> Settings:
+        """With another device, dtype and matmul are chosen anew unless they are given."""
+        if changes.get("device", self.device) != self.device:
+            changes = {"dtype": "auto", "matmul": "auto", **changes}
         return dataclasses.replace(self, **changes)
 
 
@@ -150,6 +171,14 @@ def learning_rate(s: Settings, step: int) -> float:
         tail = max(0.0, (progress - 0.8) / 0.2)
         fraction = 1 - (1 - s.final_lr) * math.sqrt(tail)
     return s.lr * fraction
+
+
+def parse_rungs(text: str) -> dict[str, str]:
+    """OP=V,OP=V.  Raises UserError (wrong use) for anything else."""
+    pairs = [part.split("=") for part in text.split(",") if part]
+    if bad := [p for p in pairs if len(p) != 2]:
+        raise wrong_use(f"--rung {'='.join(bad[0])}: expected OP=V, such as matmul=v2")
+    return dict(pairs)
 
 
 def _flag(name: str) -> str:

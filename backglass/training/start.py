@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,18 +85,17 @@ def _tokens(
 
 def _load_parameters(start: Start, s: Settings, resumed: Path | None) -> None:
     """Random, or from --init, or with moments and position from the run that is resumed."""
-    layout, flats, V = start.session.t.layout, start.session.flats, start.c.vocab_size
+    layout, V = start.session.t.layout, start.c.vocab_size
     if resumed:
         folder = checkpoint.find(resumed)
         _must_match(start.c, folder, "--resume")
         found, start.state = checkpoint.load(folder, layout, V)
-        for name, flat in found.items():
-            flats[name][...] = flat
+        start.session.load_state(found)
         start.loader.position = start.state.position
     elif s.init:
         folder = checkpoint.find(Path(s.init))
         _must_match(start.c, folder, "--init")
-        flats["p"][...] = hf.tensors_in(layout, folder, V)
+        start.session.load_state({"p": hf.tensors_in(layout, folder, V)})
     else:
         start.session.init()
 
@@ -119,23 +119,29 @@ def _open(out: Path, s: Settings, state: State, resume: bool) -> None:
         raise wrong_use(
             f"--out {out} is not empty. Add --resume to continue that run, or choose another."
         )
-    try:
+    with disk_errors(out):
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         write_json(out / "run.json", run_json(s))
-    except OSError as error:
-        raise disk_error(out, error) from None
     if resume:
         _drop_later_events(out / "log.jsonl", state.step)
 
 
-def disk_error(out: Path | None, error: OSError) -> UserError:
-    """What could not be written, and what is safe."""
-    steps = checkpoint.steps_in(out) if out else []
-    last = f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint exists yet"
-    return UserError(
-        f"{error.filename or out} could not be written: {error.strerror or error}; {last}. "
-        "Free some space or mend the rights, then add --resume."
-    )
+@contextmanager
+def disk_errors(out: Path | None) -> Iterator[None]:
+    """Makes an OSError inside a UserError that says what could not be written, and what is safe."""
+    try:
+        yield
+    except BrokenPipeError:  # standard output, not the disk
+        raise
+    except OSError as error:
+        steps = checkpoint.steps_in(out) if out else []
+        last = (
+            f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint"
+        )
+        raise UserError(
+            f"{error.filename or out} could not be written: {error.strerror or error}; {last}. "
+            "Free some space or mend the rights, then add --resume."
+        ) from None
 
 
 def _drop_later_events(path: Path, step: int) -> None:
@@ -156,14 +162,3 @@ def run_json(s: Settings) -> dict[str, Any]:
         },
         "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
     }
-
-
-def measured_peak_flops() -> float:
-    """FLOP/s of the fastest of a few large BLAS products: what `of peak` refers to."""
-    a = np.ones((768, 768), np.float32)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - start)
-    return 2 * 768**3 / min(times)

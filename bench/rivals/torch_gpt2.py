@@ -1,8 +1,11 @@
 """The PyTorch rival: a GPT-2 as nanoGPT writes it, fused AdamW, SDPA.  The package never imports
 this.
 
-    python bench/rivals/torch_gpt2.py '{"batch_size": 4, "seq_len": 64, "steps": 8, "compile":
-    false, ...}'
+    python bench/rivals/torch_gpt2.py '{"batch_size": 4, "seq_len": 64, "steps": 8, "threads": 0,
+    "compile": false, "layers": 12, ...}'
+
+With "device": "cuda" and "dtype": bf16 is autocast, tf32 the matmuls' precision; "mode" is
+torch.compile's.
 """
 
 import json
@@ -33,10 +36,10 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    def __init__(self, L: int, C: int, NH: int, V: int):
+    def __init__(self, L: int, C: int, NH: int, V: int, P: int):
         super().__init__()
         self.V = -(-V // 128) * 128
-        self.wte, self.wpe = nn.Embedding(self.V, C), nn.Embedding(1024, C)
+        self.wte, self.wpe = nn.Embedding(self.V, C), nn.Embedding(P, C)
         self.blocks = nn.ModuleList([Block(C, NH) for _ in range(L)])
         self.lnf, self.head = nn.LayerNorm(C), nn.Linear(C, self.V, bias=False)
         self.head.weight = self.wte.weight
@@ -52,7 +55,7 @@ class GPT2(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, ids, targets):
-        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
+        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)
         logits = self.head(self.lnf(x))
@@ -60,32 +63,36 @@ class GPT2(nn.Module):
 
 
 def main(job: dict) -> dict:
-    if job.get("threads"):
+    if job["threads"]:
         torch.set_num_threads(job["threads"])
+    device, dtype = job.get("device", "cpu"), job.get("dtype", "fp32")
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     torch.manual_seed(0)
-    model = GPT2(job["layers"], job["channels"], job["heads"], job["vocab_size"])
-    run = torch.compile(model) if job.get("compile") else model
+    torch.set_default_device(device)
+    sizes = ("layers", "channels", "heads", "vocab_size", "max_seq_len")
+    model = GPT2(*(job[name] for name in sizes))
+    run = torch.compile(model, mode=job.get("mode")) if job["compile"] else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
     tokens = torch.randint(0, job["vocab_size"], (job["batch_size"], job["seq_len"] + 1))
     ms, loss = [], torch.zeros(())
     for _ in range(job["steps"]):
         start = time.perf_counter()
-        loss = run(tokens[:, :-1], tokens[:, 1:])
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16"):
+            loss = run(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
         ms.append((time.perf_counter() - start) * 1e3)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
-    return {
-        "ms": ms,
-        "peak_bytes": peak,
-        "loss": float(loss.detach()),
-        "version": torch.__version__,
-    }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        peak = total - free
+    return {"ms": ms, "peak_bytes": peak, "loss": float(loss.detach())}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    print(json.dumps(main(json.loads(sys.argv[1]))), flush=True)  # bench --from-start waits for it

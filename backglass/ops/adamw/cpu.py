@@ -18,7 +18,7 @@ import math
 from numpy import float32
 
 from backglass.device.host import kernel, prange
-from backglass.device.rows import as_written
+from backglass.device.rows import as_written, start_from
 
 CHUNK = 8192  # elements: four arrays of 32 KiB
 
@@ -28,10 +28,11 @@ LR, BETA_1, BETA_2, EPS, WEIGHT_DECAY, MAX_NORM, BIAS_1, BIAS_2 = range(8)
 
 
 @kernel
-def adamw(p, m, v, dp, scale, hyper, decay_size, add):
-    """One AdamW step, all four (N,) in place; scale (1,), hyper (8,); dp is 0 afterwards.
+def adamw(p, m, v, dp, master, scale, hyper, decay_size, add):
+    """One AdamW step, all (N,) in place; scale (1,), hyper (8,); dp is 0 afterwards.
 
-    A scale that is not finite leaves all four as they are.
+    With a master the step is taken there and p is a copy of it.  A scale that is not finite leaves
+    everything as it is.
     """
     if not math.isfinite(scale[0]):
         return
@@ -47,25 +48,28 @@ def adamw(p, m, v, dp, scale, hyper, decay_size, add):
             lo = decay_size + (chunk - n_decayed_chunks) * CHUNK
             hi = min(lo + CHUNK, n)
             weight_decay = float32(0)
-        _update(p[lo:hi], m[lo:hi], v[lo:hi], dp[lo:hi], scale[0], hyper, weight_decay)
+        w = p if master is None else master
+        _update(w[lo:hi], m[lo:hi], v[lo:hi], dp[lo:hi], scale[0], hyper, weight_decay)
+        if master is not None:
+            start_from(p[lo:hi], w[lo:hi])
 
 
 @as_written
-def _update(p, m, v, dp, scale, hyper, weight_decay):
+def _update(w, m, v, dp, scale, hyper, weight_decay):
     """The step on one chunk.
 
-    hyper is read before the loop: for all LLVM knows, writing p could change it. As written:
+    hyper is read before the loop: for all LLVM knows, writing w could change it. As written:
     fast-math may turn β·v + (1-β)·g² into g² + β·(v-g²), which cancels (device/rows.py).
     """
     lr, eps = hyper[LR], hyper[EPS]
     beta_1, beta_2 = hyper[BETA_1], hyper[BETA_2]
     bias_1, bias_2 = hyper[BIAS_1], hyper[BIAS_2]
-    for i in range(p.size):
+    for i in range(w.size):
         g = dp[i] * scale
         m_i = beta_1 * m[i] + (float32(1) - beta_1) * g
         v_i = beta_2 * v[i] + (float32(1) - beta_2) * g * g
         step = m_i * bias_1 / (math.sqrt(v_i * bias_2) + eps)
-        p[i] -= lr * (step + weight_decay * p[i])
+        w[i] -= lr * (step + weight_decay * w[i])
         m[i] = m_i
         v[i] = v_i
         dp[i] = float32(0)

@@ -27,19 +27,9 @@ import numpy as np
 
 from backglass.device.host import inline, kernel, part, prange
 from backglass.device.rows import accumulate
-from backglass.device.simd import (
-    LANES,
-    TILE_ROWS,
-    TILE_VECTORS,
-    panel_width,
-    row_d_softmax,
-    row_dot,
-    row_max,
-    row_scale,
-    row_softmax,
-    tile_gemm,
-    transpose_edge,
-)
+from backglass.device.simd import row_d_softmax, row_dot, row_max, row_scale, row_softmax
+from backglass.device.simd_blocks import TILE_ROWS, TILE_VECTORS, tile_gemm, transpose_edge
+from backglass.device.vector_ir import LANES, panel_width
 
 __all__ = ["attention", "attention_workspace", "d_attention", "d_attention_workspace"]
 

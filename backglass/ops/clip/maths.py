@@ -17,6 +17,7 @@ from backglass.spec import OpSpec
 SPEC = OpSpec(
     forward="norm[1] hyper[8] -> scale[1]",
     phase="update",
+    wide="norm scale hyper",
     positive="norm hyper",
     flops={"clip": "2"},
     cases=(dict(),),

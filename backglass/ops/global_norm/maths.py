@@ -18,11 +18,12 @@ from backglass.spec import OpSpec
 SPEC = OpSpec(
     forward="dp[N] -> norm[1]",
     phase="update",
+    wide="norm",
     flops={"global_norm": "2*N"},
     cases=(dict(N=1), dict(N=781), dict(N=70001)),
 )
 
 
 def global_norm(dp):
-    wide = dp.astype(np.float64)
-    return (np.sqrt(np.dot(wide, wide))[None].astype(dp.dtype),)
+    exact = dp.astype(np.float64)
+    return (np.sqrt(np.dot(exact, exact))[None].astype(dp.dtype),)

@@ -1,19 +1,31 @@
-"""d_layernorm_add on the CPU: dx = dres + the gradient through the layernorm, in one buffer.
+"""Fused forms of layernorm: what each is equal to, line by line.  Kernels: cpu.py, gpu.py."""
 
-The residual stream's gradient arrives in dres and leaves in dx.  Where the planner lays dx over
-dres (the usual case) nothing is copied at all: it is d_layernorm accumulating into dres.
-"""
+from backglass.spec import OpSpec
 
-from backglass.device.host import kernel, prange
-from backglass.device.rows import start_from
-from backglass.ops.layernorm.cpu import d_layernorm, d_layernorm_workspace
-
-d_layernorm_add_workspace = d_layernorm_workspace
-
-
-@kernel
-def d_layernorm_add(dx, dw, db, dres, dy, x, w, mean, rstd, add, work):
-    """dx (N, C) = dres + d_layernorm(dy, …); dw, db (C,) written or added to."""
-    for n in prange(dx.shape[0]):
-        start_from(dx[n], dres[n])
-    d_layernorm(dx, dw, db, dy, x, w, mean, rstd, (True, add[1], add[2]), work)
+FUSED = {
+    # The stream takes the branch in and is normalised for the next one while it is at hand.
+    "add_layernorm": OpSpec(
+        forward="x[N,C] branch[N,C] w[C] b[C] -> res[N,C] y[N,C] | mean[N] rstd[N]",
+        equals="""
+            res = add(x, branch)
+            y, mean, rstd = layernorm(res, w, b)
+        """,
+        attrs="eps=1e-5",
+        inplace="res:x res:branch",
+        flops={"add_layernorm": "9*N*C"},
+        cases=(dict(N=1, C=3), dict(N=41, C=781)),
+    ),
+    # The stream's gradient: what came from above plus what comes back through the branch.
+    "d_layernorm_add": OpSpec(
+        forward="dres[N,C] dy[N,C] x[N,C] w[C] mean[N] rstd[N] -> dx[N,C] dw[C]+ db[C]+",
+        equals="""
+            dx = d_add(dres)
+            dx+, dw, db = d_layernorm(dy, x, w, mean, rstd)
+        """,
+        phase="backward",
+        wide="mean rstd",
+        inplace="dx:dres",
+        flops={"d_layernorm_add": "15*N*C"},
+        cases=(dict(N=1, C=3), dict(N=41, C=781)),
+    ),
+}

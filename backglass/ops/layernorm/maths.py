@@ -47,29 +47,8 @@ SPEC = OpSpec(
     attrs="eps=1e-5",
     inplace="dx:dy",
     flops={"layernorm": "8*N*C", "d_layernorm": "14*N*C"},
-    cases=(
-        dict(N=1, C=3),
-        dict(N=5, C=9),
-        dict(N=7, C=768),
-        dict(N=41, C=781),
-        dict(N=600, C=33),
-    ),
+    cases=(dict(N=1, C=3), dict(N=5, C=9), dict(N=7, C=768), dict(N=41, C=781), dict(N=600, C=33)),
 )
-
-FUSED = {
-    # The stream's gradient: what came from above plus what comes back through the branch.
-    "d_layernorm_add": OpSpec(
-        forward="dres[N,C] dy[N,C] x[N,C] w[C] mean[N] rstd[N] -> dx[N,C] dw[C]+ db[C]+",
-        equals="""
-            dx = d_add(dres)
-            dx+, dw, db = d_layernorm(dy, x, w, mean, rstd)
-        """,
-        phase="backward",
-        inplace="dx:dres",
-        flops={"d_layernorm_add": "15*N*C"},
-        cases=(dict(N=1, C=3), dict(N=41, C=781)),
-    ),
-}
 
 
 def layernorm(x, w, b, *, eps):

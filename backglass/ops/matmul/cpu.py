@@ -30,17 +30,16 @@ GFLOP/s of matmul / d_matmul_x / d_matmul_w (+=, with db), packing included, at 
 import numpy as np
 
 from backglass.device.host import inline, kernel, prange
-from backglass.device.simd import (
-    LANES,
+from backglass.device.simd import row_dot
+from backglass.device.simd_blocks import (
     TILE_COLS,
     TILE_ROWS,
     copy_panel,
     copy_strip,
-    panel_width,
-    row_dot,
     tile_gemm,
     transpose_edge,
 )
+from backglass.device.vector_ir import LANES, panel_width
 
 __all__ = [
     "GEMM_WORK",

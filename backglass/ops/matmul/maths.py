@@ -42,6 +42,7 @@ SPEC = OpSpec(
         dict(N=3, C=5, O=7),
         dict(N=37, C=48, O=144),
         dict(N=64, C=781, O=129),
+        dict(N=2100, C=8, O=24),
     ),
 )
 

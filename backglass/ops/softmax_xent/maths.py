@@ -40,6 +40,7 @@ SPEC = OpSpec(
     backward={"d_softmax_xent": "dloss[N] logits lse targets -> dlogits[N,V]"},
     attrs="vocab_size=0",
     integers="targets:-1:vocab_size",
+    wide="loss dloss",
     inplace="dlogits:logits",
     flops={"softmax_xent": "4*N*V", "d_softmax_xent": "4*N*V"},
     cases=(
@@ -47,26 +48,9 @@ SPEC = OpSpec(
         dict(N=7, V=16, vocab_size=11),
         dict(N=40, V=8, vocab_size=3),
         dict(N=33, V=781, vocab_size=781),
+        dict(N=5, V=8208, vocab_size=8195),
     ),
 )
-
-FUSED = {
-    # The head: the logits exist one chunk of rows at a time, so N·V numbers never do.
-    "linear_xent": OpSpec(
-        forward="x[N,C] w[V,C] targets[N] dloss[N] -> loss[N] dx[N,C]+ dw[V,C]+",
-        equals="""
-            logits = matmul(x, w)
-            loss, lse = softmax_xent(logits, targets)
-            dlogits = d_softmax_xent(dloss, logits, lse, targets)
-            dw = d_matmul_w(dlogits, x)
-            dx = d_matmul_x(dlogits, w)
-        """,
-        attrs="vocab_size=0",
-        integers="targets:-1:vocab_size",
-        flops={"linear_xent": "6*N*C*V"},
-        cases=(dict(N=1, C=3, V=5, vocab_size=5), dict(N=70, C=33, V=256, vocab_size=251)),
-    ),
-}
 
 
 def softmax_xent(logits, targets, *, vocab_size):

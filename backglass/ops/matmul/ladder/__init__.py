@@ -20,3 +20,11 @@ VERSIONS = {
     "v4": "backglass.ops.matmul.cpu",
     "blas": "backglass.ops.matmul.ladder.blas",
 }
+
+GPU_VERSIONS = {
+    "v4": "backglass.ops.matmul.ladder.v4_plain",
+    "v5": "backglass.ops.matmul.ladder.v5_tma",
+    "v6": "backglass.ops.matmul.gpu",
+    "cublaslt": "backglass.ops.matmul.ladder.cublaslt",
+    "fastest": "backglass.ops.matmul.ladder.fastest",
+}

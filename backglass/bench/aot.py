@@ -1,0 +1,52 @@
+"""bench ops --aot: the GPU kernels of GPT-2 124M's step, compiled for chips that are not here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from backglass.errors import UserError
+from backglass.models import gpt2
+from backglass.program.record import Call
+from backglass.program.step import record_micro, record_update
+
+if TYPE_CHECKING:
+    from backglass.device.aot import Aot, Compiled
+
+
+def rows(names: list[str], B: int, T: int) -> Iterator[Compiled]:
+    """What each kernel takes on each chip, in bf16 and, where it differs, TF32."""
+    try:
+        from backglass.device import aot
+    except ImportError:
+        raise UserError(
+            "bench ops --aot compiles with Triton, which is not installed (Linux only): "
+            "python -m pip install 'backglass[interpret]'"
+        ) from None
+    for arch in aot.ARCHS:
+        for dtype in ("bf16", "tf32"):
+            device = aot.Aot(arch)
+            for c in distinct(names, calls(device, B, T, dtype)):
+                before = len(device.compiled)
+                device.bind([c], device.memory())[0]()
+                yield from device.compiled[before:]
+
+
+def calls(device: Aot, B: int, T: int, dtype: str) -> Iterator[Call]:
+    """A step of two layers, fused, plain, and with attention and dropout spelled out."""
+    for changes in ({}, {"attention": "explicit", "dropout": 0.1}):
+        c = gpt2.Config(layers=2, max_seq_len=max(1024, T), **changes)
+        program = record_micro(gpt2, c, B, T, dtype)
+        yield from program.fuse(*device.fusable())
+        yield from program
+    yield from record_update(gpt2, gpt2.Config(), dtype)
+
+
+def distinct(names: list[str], found: Iterable[Call]) -> Iterator[Call]:
+    """Calls of the named ops, each op and shape once."""
+    seen = set()
+    for c in found:
+        key = (c.op, c.add, tuple(v and v.shape for v in (*c.outs, *c.ins)))
+        if key not in seen and (not names or c.op in names or c.signature.op in names):
+            seen.add(key)
+            yield c

@@ -1,0 +1,52 @@
+"""The sentences a run says: at its start, beside its validation losses and samples, at its end."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from backglass.data.loader import Loader
+from backglass.models import gpt2
+from backglass.training import checkpoint
+from backglass.training.settings import Settings
+
+
+def headline(s: Settings, c: gpt2.Config, count: int, loader: Loader) -> str:
+    """The model, its data and its step; count: all parameters, pad rows included."""
+    count -= (c.padded_vocab_size - c.vocab_size) * c.channels
+    return (
+        f"GPT-2, {s.layers} layers, {s.channels} channels, {count:,} parameters on {s.device} "
+        f"({s.dtype}); {s.data}, {loader.windows * s.seq_len:,} training tokens, vocabulary "
+        f"{c.vocab_size:,}; {s.tokens_per_step:,} tokens a step"
+    )
+
+
+def validated(s: Settings, step: int, loss: float, note: str) -> str:
+    return f"step {step:5d}/{s.steps}   val loss {loss:.4f}   {note}".rstrip()
+
+
+def chance(vocab_size: int) -> str:
+    """The loss of guessing."""
+    return f"(knowing nothing is ln {vocab_size} = {math.log(vocab_size):.4f})"
+
+
+def sampled(step: int, prompt: str, text: str) -> str:
+    return f"--- step {step}: the model continues {prompt!r} ---\n{text}"
+
+
+def stopped(s: Settings, step: int, out: Path | None) -> str:
+    how = f"Resume with: backglass train {s.preset} --out {out} --resume" if out else ""
+    return f"stopped after step {step}; everything is saved. {how}"
+
+
+def farewell(s: Settings, best_val_loss: float | None, out: Path) -> str:
+    """What was saved, and what to try next."""
+    train = f"backglass train {s.preset}"
+    return (
+        f"\nsaved in {out} (best validation loss {best_val_loss:.4f} at step "
+        f"{checkpoint.best_step(out)}). What next?\n"
+        f"  {train} --data FILE                your own text\n"
+        f"  backglass check                                  prove every gradient\n"
+        f"  backglass program {s.preset}                           the step as a list of op calls\n"
+        f"  {train} --debug --steps 1          stop in its forward and backward"
+    )

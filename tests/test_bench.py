@@ -1,0 +1,450 @@
+"""bench: what is measured, how rivals are found, started and read, and what is written down.
+
+Nothing here measures: stand-ins print what the real programs print, and shapes are tiny."""
+
+import json
+import os
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import train_gpt2 as one
+from backglass import cli, presets
+from backglass.bench import generate, llmc, measured, ops, start, table, train, worker
+from backglass.bench.measured import RATE, TIME, Measured
+from backglass.errors import UserError
+from backglass.tools import lines
+from backglass.training.settings import Settings
+
+TINY = {
+    "layers": 2, "heads": 3, "channels": 15, "vocab_size": 131, "max_seq_len": 24, "threads": 0,
+    "device": "numpy",
+}  # fmt: skip
+RATES = Measured("backglass", "case", value=30.0, peak_bytes=3)
+LLMC_LINES = """
+print("train dataset num_batches: 64")
+print("val loss 9.0")
+print("step 0: train loss 11.000000 (took 9000.0 ms)")
+print("step 1: train loss 10.900000 (took 500.0 ms)")
+print("step 2: train loss 10.800000 (took 400.0 ms)")
+print("step 3: train loss 10.700000 (took 800.0 ms)")
+"""
+
+
+@pytest.fixture
+def run(capsys):
+    """(exit code, output) of a command; never a traceback."""
+
+    def run(*args: str) -> tuple[int, str]:
+        try:
+            code = cli.main([str(a) for a in args])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.out + shown.err
+        return code, shown.out + shown.err
+
+    return run
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """A Python program under the name of llm.c's, in a folder of its own."""
+
+    def stand_in(body: str) -> str:
+        folder = tmp_path / "llm.c"
+        folder.mkdir(exist_ok=True)
+        program = folder / "train_gpt2"
+        program.write_text(f"#!{sys.executable}\nimport os, sys, time\n{body}")
+        program.chmod(0o755)
+        return str(folder)
+
+    return stand_in
+
+
+def python(body: str) -> list[str]:
+    return [sys.executable, "-c", body]
+
+
+# ------------------------------------------------------------------------------ what is measured
+def test_rate_is_the_median_after_warm_up():
+    m = measured.rate("x", "case", 100, [7e3, 9e9, 10, 40, 20], 1, warmup=2, prepare_ms=1e3)
+    assert (m.value, m.best, m.count, m.first_s) == (100 / 0.020, 100 / 0.010, 3, 8)
+
+
+def test_rate_of_fewer_steps_than_warm_up_is_the_last():
+    m = measured.rate("x", "case", 100, [900, 50], 1, warmup=2)
+    assert (m.value, m.count) == (100 / 0.050, 1)
+
+
+@pytest.mark.parametrize(
+    "unit, ours, theirs, ratio",
+    [(RATE, 30, 20, 1.5), (TIME, 20, 30, 1.5), (TIME, 30, 20, 2 / 3)],
+)
+def test_ratio_is_above_one_when_ours_is_better(unit, ours, theirs, ratio):
+    m, rival = (Measured("x", "case", value=v, unit=unit) for v in (ours, theirs))
+    assert m.row(rival)["ratio"] == pytest.approx(ratio)
+
+
+def test_rows_pair_each_of_ours_with_each_rival_that_was_measured():
+    rivals = [
+        Measured("torch.eager", "case", value=20.0),
+        Measured("torch.compile", "case", missing="not installed: pip install torch"),
+        Measured("llm.c", "case", value=10.0),
+    ]
+    found = measured.rows([RATES, Measured("train_gpt2.py", "c", missing="no")], rivals)
+    pairs = [(r["implementation"], r.get("rival")) for r in found]
+    assert pairs == [
+        ("backglass", "torch.eager"), ("backglass", "llm.c"), ("torch.eager", None),
+        ("llm.c", None),
+    ]  # fmt: skip
+
+
+def test_rows_without_rivals_keep_ours():
+    assert measured.rows([RATES], []) == [RATES.row()]
+
+
+# ------------------------------------------------------------------------------ processes
+def test_a_failing_worker_of_ours_is_a_problem(monkeypatch):
+    failing = python("import sys; sys.exit('no such kernel')")
+    monkeypatch.setattr(measured, "python", lambda module: failing)
+    with pytest.raises(UserError, match="no such kernel") as error:
+        measured.ours({"kind": "train", "threads": 0})
+    assert error.value.code == 1
+
+
+def test_a_failing_rival_is_told_with_its_last_line():
+    body = "import sys; print('hello'); print('why\\nbecause', file=sys.stderr); sys.exit(3)"
+    found = measured.in_process(python(body), {"threads": 0})
+    assert found == {"error": "failed with exit code 3: because"}
+
+
+def test_a_rival_that_is_not_installed_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(measured.importlib.util, "find_spec", lambda name: None)
+    found = measured.rival("transformers_gpt2.py", ("torch", "transformers"), {})
+    assert found == {"error": "not installed: pip install torch transformers"}
+
+
+def test_rivals_need_a_checkout(monkeypatch, tmp_path):
+    monkeypatch.setattr(measured, "RIVALS", tmp_path)
+    assert "checkout" in measured.rival("torch_gpt2.py", (), {})["error"]
+
+
+@pytest.mark.parametrize("threads, expected", [(3, "3"), (0, "None")])
+def test_threads_reach_every_process(threads, expected, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    body = "import os; print('\"' + str(os.environ.get('OMP_NUM_THREADS')) + '\"')"
+    assert measured.in_process(python(body), {"threads": threads}) == expected
+
+
+def test_watch_ends_a_process_at_the_line_it_waits_for():
+    body = "import os, time; print(os.getpid()); print('now', flush=True); time.sleep(600)"
+    seen = measured.watch(python(body), lambda line: line == "now\n", dict(os.environ))
+    assert seen.reached and seen.lines[1:] == ["now"] and 0 < seen.seconds < 60
+    assert seen.peak_bytes > 2**20
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(seen.lines[0]), 0)
+
+
+def test_watch_of_a_process_that_ends_too_early_says_so():
+    seen = measured.watch(python("print('over')"), lambda line: False, dict(os.environ))
+    assert not seen.reached and seen.lines == ["over"]
+
+
+def test_watch_gives_a_terminal_to_a_program_that_would_hold_its_lines_back():
+    body = "import time; print('now'); time.sleep(600)"  # not flushed, as in C
+    command, env = python(body), dict(os.environ)
+    assert measured.watch(command, lambda line: True, env, terminal=True).lines == ["now"]
+
+
+# ------------------------------------------------------------------------------ workers
+@pytest.mark.parametrize("kind", ["train", "one file"])
+def test_training_workers_time_every_step_and_learn_their_batch(kind):
+    job = TINY | {"batch_size": 2, "seq_len": 7, "file": str(lines.ROOT / "train_gpt2.py")}
+    once, thrice = (worker.KINDS[kind](job | {"steps": n}) for n in (1, 3))
+    assert (len(once["ms"]), len(thrice["ms"])) == (1, 3) and thrice["peak_bytes"] > 0
+    assert 0 < thrice["loss"] < once["loss"]
+
+
+def test_generate_worker_counts_prompts_and_new_tokens_apart():
+    job = TINY | {
+        "path": "", "batch_size": 3, "prompt_tokens": 5, "max_tokens": 4, "repeats": 2,
+    }  # fmt: skip
+    found = worker.generate(job)
+    assert (len(found["prefill_ms"]), len(found["ms"]), len(found["tokens"])) == (2, 2 * 4, 1 + 4)
+
+
+def test_worker_runs_in_a_process_of_its_own():
+    job = TINY | {"kind": "train", "batch_size": 1, "seq_len": 4, "steps": 1}
+    assert len(measured.ours(job)["ms"]) == 1
+
+
+# ------------------------------------------------------------------------------ bench train
+def test_train_compares_three_of_ours_and_tells_what_is_missing(monkeypatch):
+    asked = []
+    result = {"ms": [9.0, 9.0, 2.0], "peak_bytes": 5}
+    monkeypatch.setattr(measured, "ours", lambda job: asked.append(job) or result)
+    monkeypatch.setattr(measured.importlib.util, "find_spec", lambda name: None)
+    job = train.training_job(presets.get("gpt2-124m"), 4, 64, 3, 0)
+    ours, rivals = train.compare(job, "gpt2-124m", True, None, lambda m: None)
+    shape = "gpt2-124m-cpu-fp32-b4-t64"
+    assert [(m.name, m.case) for m in ours] == [
+        ("backglass", f"train-{shape}"), ("backglass, BLAS", f"train-{shape}"),
+        ("train_gpt2.py", f"train_gpt2.py-{shape}"),
+    ]  # fmt: skip
+    assert [a["kind"] for a in asked] == ["train", "train", "one file"]
+    assert ours[0].value == 4 * 64 / 0.002
+    assert [m.missing for m in rivals] == ["not installed: pip install torch"] * 2 + [llmc.MISSING]
+
+
+def test_train_at_another_shape_does_not_mention_llm_c(monkeypatch):
+    monkeypatch.setattr(measured, "ours", lambda job: {"ms": [1.0], "peak_bytes": 5})
+    monkeypatch.setattr(measured.importlib.util, "find_spec", lambda name: None)
+    job = train.training_job(presets.get("gpt2-124m"), 1, 64, 3, 0)
+    rivals = train.compare(job, "gpt2-124m", True, None, lambda m: None)[1]
+    assert [m.name for m in rivals] == ["torch.eager", "torch.compile"]
+
+
+def test_a_step_longer_than_the_presets_context_gets_a_longer_model():
+    assert train.training_job(presets.get("tiny"), 1, 512, 1, 0)["max_seq_len"] == 512
+
+
+# ------------------------------------------------------------------------------ llm.c
+def test_llmc_files_are_read_by_the_independent_reader(tmp_path):
+    c, layout, parameters = worker.random_weights(TINY)
+    llmc.write_files(tmp_path, c, layout, parameters)
+    theirs, p = one.load(tmp_path / "gpt2_124M.bin")
+    assert (theirs.layers, theirs.channels, theirs.vocab_size) == (2, 15, 131)
+    assert np.std(p.wte) == pytest.approx(0.02, rel=0.1)
+    for split in ("train", "val"):
+        shard = tmp_path / "dev" / "data" / "tinyshakespeare" / f"tiny_shakespeare_{split}.bin"
+        tokens = one.read_tokens(shard, c.vocab_size)
+        assert len(tokens) // (llmc.B * llmc.T) == llmc.BATCHES
+
+
+def test_llmc_tokenizer_has_a_token_for_every_id(tmp_path):
+    llmc.write_tokenizer(tmp_path / "t.bin", 50257)
+    data = (tmp_path / "t.bin").read_bytes()
+    assert np.frombuffer(data[:16], np.uint32).tolist() == [20240328, 2, 50257, 50256]
+    assert data[1024:] == b"\1." * 50257
+
+
+def test_llmc_steps_are_parsed_and_the_first_is_dropped(stand_in):
+    job = TINY | {"steps": 4}
+    m = llmc.measure(stand_in(LLMC_LINES), job, "case")
+    assert (m.missing, m.value, m.best, m.count) == ("", 256 / 0.5, 256 / 0.4, 3)
+    assert m.first_s == 9.0 and m.peak_bytes > 2**20
+
+
+def test_llmc_is_stopped_after_the_steps_that_were_asked_for(stand_in):
+    start = time.perf_counter()
+    m = llmc.measure(stand_in(LLMC_LINES + "time.sleep(600)\n"), TINY | {"steps": 3}, "case")
+    assert m.count == 2 and time.perf_counter() - start < 300
+
+
+def test_llmc_finds_its_files_and_threads(stand_in):
+    body = """
+assert os.environ["OMP_NUM_THREADS"] == "2"
+sizes = [os.path.getsize(f) for f in ("gpt2_124M.bin", "gpt2_tokenizer.bin")]
+assert sizes[0] > 1024 and sizes[1] == 1024 + 2 * 131, sizes
+"""
+    m = llmc.measure(stand_in(body + LLMC_LINES), TINY | {"steps": 2, "threads": 2}, "case")
+    assert m.missing == "" and m.value == 256 / 0.5
+
+
+def test_llmc_that_fails_is_told_with_its_last_line(stand_in):
+    m = llmc.measure(stand_in("sys.exit('Bad version in model file')"), TINY | {"steps": 2}, "case")
+    assert m.missing.endswith("it said: Bad version in model file")
+
+
+def test_llmc_built_for_another_shape_is_not_measured(stand_in):
+    larger = LLMC_LINES.replace("num_batches: 64", "num_batches: 16")
+    m = llmc.measure(stand_in(larger), TINY | {"steps": 2}, "case")
+    assert "another B or T" in m.missing and not m.value
+
+
+def test_llmc_code_lines_leave_out_comments_and_count_headers(tmp_path):
+    (tmp_path / "llmc").mkdir()
+    source = '#include <math.h>\n#include "llmc/u.h"\n/* a\n b */\n\nint x; // why\n  //\nint y;\n'
+    (tmp_path / "train_gpt2.c").write_text(source)
+    (tmp_path / "llmc" / "u.h").write_text('#include "v.h"\nint u;\n')
+    (tmp_path / "llmc" / "v.h").write_text('#include "u.h"\nint v;\n')
+    assert llmc.code_lines(str(tmp_path)) == 4 + 2 + 2
+
+
+# ------------------------------------------------------------------------------ from start
+def test_the_last_step_of_a_real_run_is_recognised(run, tmp_path):
+    shape = "--layers 1 --channels 16 --heads 2 --seq-len 8 --batch-size 2 --val-batches 1"
+    out = str(tmp_path / "a")
+    code, text = run(
+        "train", "tiny", "--device", "numpy", "--steps", "2", "--out", out, *shape.split()
+    )
+    assert code == 0
+    assert [start.is_step(line, 2) for line in text.splitlines()].count(True) == 1
+    assert not any(start.is_step(line, 3) for line in text.splitlines())
+
+
+def test_from_start_compiles_once_and_then_finds_the_cache(monkeypatch, tmp_path):
+    body = (
+        f"import os, sys; open({str(tmp_path / 'log')!r}, 'a').write("
+        "os.environ['BACKGLASS_CACHE'] + ' ' + str('NUMBA_CACHE_DIR' in os.environ) + ' ' + "
+        "sys.argv[-1] + chr(10)); print('step     2/2   loss 1.0')"
+    )
+    monkeypatch.setattr(measured, "python", lambda module: python(body))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "elsewhere")
+    (warm, cold), rivals = start.compare(
+        Settings(steps=2, batch_size=3, seq_len=5), 0, False, lambda m: None
+    )
+    started = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    caches, numba_caches, outs = zip(*started, strict=True)
+    assert len(set(caches)) == 1 and len(set(outs)) == 1 + start.RUNS == warm.count + cold.count
+    assert set(numba_caches) == {"False"}
+    assert warm.case == "train-tiny-cpu-fp32-b3-t5-start-to-step-2" and warm.unit == TIME
+    assert (cold.case, rivals) == (warm.case + "-cold", [])
+
+
+def test_from_start_of_a_run_that_ends_early_is_a_problem(monkeypatch):
+    monkeypatch.setattr(measured, "python", lambda module: python("print('no data')"))
+    with pytest.raises(UserError, match="before step 2; it said: no data"):
+        start.compare(Settings(steps=2), 0, False, lambda m: None)
+
+
+def test_from_start_of_the_rival_lasts_until_its_result(monkeypatch):
+    monkeypatch.setattr(measured, "rival_command", lambda *a: (python("print('{}')"), ""))
+    m = start.pytorch(Settings(steps=2), 0, "case")
+    assert (m.count, m.unit) == (start.RUNS, TIME) and 0 < m.value < 60
+
+
+# ------------------------------------------------------------------------------ bench generate
+def test_generate_rates_count_all_sequences(monkeypatch):
+    result = {"prefill_ms": [10.0, 10.0, 40.0], "ms": [2.0, 2.0, 4.0], "peak_bytes": 5}
+    monkeypatch.setattr(measured, "ours", lambda job: result)
+    job = generate.job_for("tiny", 32, 16, 0)
+    found = generate.compare(job, "tiny", (8,), False, lambda m: None)
+    ((prefill,), none), ((decode,), _) = found
+    assert prefill.value == 8 * 32 / 0.010 and decode.value == 8 / 0.002 and none == []
+    assert prefill.case == "prefill-tiny-cpu-fp32-b8-p32"
+    assert decode.case == "generate-tiny-cpu-fp32-b8-p32-n16"
+
+
+def test_generate_knows_a_model_on_disk(tmp_path, run):
+    shape = "--layers 1 --channels 16 --heads 2 --seq-len 8 --batch-size 2 --val-batches 1"
+    out = str(tmp_path / "a")
+    run("train", "tiny", "--device", "numpy", "--steps", "1", "--out", out, *shape.split())
+    job = generate.job_for(out, 4, 4, 0) | {"batch_size": 1, "device": "numpy"}
+    assert (job["layers"], job["channels"], job["max_seq_len"]) == (1, 16, 8)
+    assert generate.cases_of(out, job)[1] == "generate-a-cpu-fp32-b1-p4-n4"
+    assert len(worker.generate(job)["tokens"]) == 5
+
+
+# ------------------------------------------------------------------------------ bench table
+def test_table_shows_what_is_missing_and_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setattr(measured.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(measured, "ours", lambda job: {"ms": [job["seq_len"]], "peak_bytes": 2**30})
+    ours, rivals = table.columns(0, 3, False, None, lambda text: None)
+    table.print_table(ours, rivals, None)
+    text = capsys.readouterr().out
+    assert "| torch.compile | not installed: pip install torch, then --rivals | | |" in text
+    assert f"| llm.c | {llmc.MISSING} | | |" in text
+    assert "| backglass, naive rungs (one step at B=1, T=64) | 1,000.0 | 1.00 GiB |" in text
+
+
+def test_table_rows_compare_only_what_had_the_same_shape(monkeypatch):
+    ours = [Measured(n, "c", value=2.0) for n in ("backglass", "backglass, BLAS", table.NAIVE)]
+    found = table.rows(ours, [Measured("llm.c", "c", value=1.0)], None)
+    ratios = {r["implementation"]: r.get("ratio") for r in found}
+    assert ratios == {"backglass": 2, "backglass, BLAS": 2, "llm.c": None, table.NAIVE: None}
+
+
+def test_table_counts_a_rung_in_the_place_of_its_kernel():
+    paths, folder = lines.rows(), lines.PACKAGE / "ops" / "matmul"
+    saved = table.our_lines(paths, "") - table.our_lines(paths, "matmul=v1")
+    assert saved == lines.count(folder / "cpu.py") - lines.count(folder / "ladder" / "v1_naive.py")
+
+
+# ------------------------------------------------------------------------------ bench ops
+def test_ops_have_a_row_for_each_call_of_an_op(monkeypatch):
+    monkeypatch.setattr(ops, "ceilings", lambda threads: ops.Ceilings(1e11, 1e10))
+    rows = list(ops.bench_ops(["gelu"], B=1, T=8, threads=None, rungs={}, seconds=0))
+    assert [(r.op, r.shape) for r in rows] == [("gelu", "N=24576"), ("d_gelu", "N=24576")]
+    r = rows[0]
+    assert r.ceiling == "bytes/s" and r.share == pytest.approx(r.gbps / 10)
+
+
+# ------------------------------------------------------------------------------ the command
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ("juggle", "ops, train, generate, table"),
+        ("train nosuch", "gpt2-124m"),
+        ("train tiny gpt2-124m", "one name"),
+        ("train --rung matmul=v1", "takes no --rung"),
+        ("train --max-tokens 3", "takes no --max-tokens"),
+        ("table tiny", "takes no names"),
+        ("ops --rivals", "takes no --rivals"),
+        ("ops nosuch", "matmul"),
+        ("ops dropout", "training step"),
+        ("ops matmul --rung matmul", "OP=V"),
+        ("ops matmul --rung matmul=v99", "v1"),
+        ("generate nosuch", "neither a preset"),
+        ("generate tiny --prompt-tokens 100 --max-tokens 29", "context of 128"),
+        ("train --steps 0", "at least 1"),
+        ("train --threads -1", "at least 1"),
+        ("train gpt2-124m --from-start", "choose tiny"),
+        ("train --llmc nowhere", "git clone"),
+        ("train --llmc .", "make -C . train_gpt2"),
+        ("table --out nowhere/x.json", "no folder nowhere"),
+        ("table --out .", "a folder"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_is_measured(run, monkeypatch, tmp_path, args, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measured, "ours", lambda job: pytest.fail("something was measured"))
+    code, text = run("bench", *args.split())
+    assert code == 2 and words in text
+
+
+@pytest.mark.parametrize("args", ["train --seq-len 128", "train tiny --from-start"])
+def test_llmc_at_another_shape_is_wrong_use(run, stand_in, args):
+    code, text = run("bench", *args.split(), "--llmc", stand_in(LLMC_LINES))
+    assert code == 2 and "4 x 64" in text
+
+
+def test_results_file_says_how_it_was_made(run, monkeypatch, tmp_path):
+    result = {"prefill_ms": [10.0], "ms": [2.0], "peak_bytes": 5}
+    monkeypatch.setattr(measured, "ours", lambda job: result)
+    out = tmp_path / "r.json"
+    code, text = run("bench", "generate", "tiny", "--json", "--out", out)
+    found = json.loads(out.read_text())
+    assert code == 0 and json.loads(text) == found["rows"]
+    assert set(found) == {"machine", "versions", "commit", "command", "date", "rows"}
+    assert [r["case"] for r in found["rows"]] == [
+        "prefill-tiny-cpu-fp32-b1-p64", "generate-tiny-cpu-fp32-b1-p64-n64",
+        "prefill-tiny-cpu-fp32-b8-p64", "generate-tiny-cpu-fp32-b8-p64-n64",
+    ]  # fmt: skip
+    assert found["rows"][1]["value"] == 500 and found["rows"][1]["unit"] == "tokens/s"
+
+
+# ------------------------------------------------------------------------------ the rivals
+@pytest.mark.oracle
+def test_pytorch_rival_trains_on_the_same_protocol():
+    pytest.importorskip("torch")
+    job = TINY | {"batch_size": 2, "seq_len": 7, "compile": False}
+    needs = ("torch",)
+    once, thrice = (measured.rival("torch_gpt2.py", needs, job | {"steps": n}) for n in (1, 3))
+    assert (len(once["ms"]), len(thrice["ms"])) == (1, 3) and thrice["peak_bytes"] > 0
+    assert 0 < thrice["loss"] < once["loss"]
+
+
+@pytest.mark.oracle
+def test_transformers_rival_generates_the_same_tokens(tmp_path, run):
+    pytest.importorskip("transformers")
+    shape = "--layers 2 --channels 48 --heads 3 --seq-len 24 --batch-size 2 --val-batches 1"
+    out = str(tmp_path / "a")
+    run("train", "tiny", "--device", "numpy", "--steps", "3", "--out", out, *shape.split())
+    job = generate.job_for(out, 9, 12, 0) | {"batch_size": 3}
+    theirs = measured.rival("transformers_gpt2.py", ("torch", "transformers"), job)
+    assert theirs["tokens"] == worker.generate(job | {"device": "numpy"})["tokens"]
+    assert (len(theirs["prefill_ms"]), len(theirs["ms"])) == (3, 3 * 12)
