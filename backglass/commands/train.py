@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from backglass.commands.options import Count, Number, Text, opt
 from backglass.errors import wrong_use
@@ -114,6 +114,18 @@ class Train:
         None
     )
     keep: Annotated[Count, opt("newest checkpoints to keep; the best is never deleted")] = None
+    tensorboard: Annotated[
+        FlagCreatePairsOff[bool],
+        arg(help="event files for TensorBoard in the run directory; needs tensorboardX"),
+    ] = False
+    wandb: Annotated[
+        Text,
+        opt(
+            "log to a project of Weights & Biases; needs wandb; WANDB_MODE=offline is respected",
+            "PROJECT",
+            "(default: no)",
+        ),
+    ] = None
     out: Annotated[Text, opt("run directory", "DIR", "(default: runs/PRESET-DATE-TIME)")] = None
     resume: Annotated[
         bool, arg(help="continue the run in --out; its settings apply, flags given here win")
@@ -160,7 +172,7 @@ class Train:
         )
         names = {f.name for f in dataclasses.fields(s)}
         given = {
-            k: v for k, v in vars(self).items() if v is not None and k in names and k != "preset"
+            k: v for k, v in vars(self).items() if k in names - {"preset"} and v not in (None, False)
         }
         changes = read_config(Path(self.config), names) | given if self.config else given
         try:

@@ -76,6 +76,8 @@ class Settings:
     sample_every: int = 0
     save_every: int = 0
     keep: int = 3
+    tensorboard: bool = False
+    wandb: str = ""  # the project; empty: not asked for
 
     def __post_init__(self) -> None:
         kind = self.device.partition(":")[0]
