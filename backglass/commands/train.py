@@ -172,7 +172,9 @@ class Train:
         )
         names = {f.name for f in dataclasses.fields(s)}
         given = {
-            k: v for k, v in vars(self).items() if k in names - {"preset"} and v not in (None, False)
+            k: v
+            for k, v in vars(self).items()
+            if k in names - {"preset"} and v not in (None, False)
         }
         changes = read_config(Path(self.config), names) | given if self.config else given
         try:

@@ -134,15 +134,26 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if not (folder / names[0]).exists() and index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = shard_names(index)
     for name in names:
         path = folder / name
         if not path.exists():
             raise UserError(f"{folder} has no {name}; expected a Hugging Face model folder")
         try:
             yield from load_file(path).items()
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, ValueError, OSError) as error:
             raise UserError(f"{path} is damaged: {error}") from None
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that a model.safetensors.index.json names.  Raises UserError if it is damaged."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError("it names no files, or files elsewhere")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(f"{index} is damaged: {error!r}") from None
+    return names
 
 
 def hf_name(s: Slot) -> tuple[str, bool]:

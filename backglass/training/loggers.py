@@ -1,6 +1,6 @@
-"""Where a run is logged besides log.jsonl, if asked to: TensorBoard's event files, Weights & Biases.
+"""Where a run is logged besides log.jsonl, if asked to: TensorBoard's files, Weights & Biases.
 
---tensorboard    DIR/tensorboard/, written by tensorboardX; look at it with: tensorboard --logdir DIR
+--tensorboard    DIR/tensorboard/, written by tensorboardX; seen with: tensorboard --logdir DIR
 --wandb PROJECT  WANDB_MODE=offline keeps it in DIR/wandb/, to be sent later with: wandb sync
 
 Both get what TAGS names, and the samples as text.  Step = updates done, as in log.jsonl.

@@ -16,7 +16,7 @@ import numpy as np
 
 import backglass
 from backglass import device
-from backglass.data import loader, sources, tokenizer
+from backglass.data import encode, loader, sources, tokenizer
 from backglass.errors import UserError, wrong_use
 from backglass.formats import hf
 from backglass.models import gpt2
@@ -75,9 +75,20 @@ def _refuse_used(out: Path) -> None:
 def _tokenizer(s: Settings, source: sources.Source, resumed: Path | None) -> tokenizer.Tokenizer:
     if resumed:
         return tokenizer.load(checkpoint.find(resumed) / "tokenizer.json")
-    if s.init and Path(s.init).is_dir():
-        return tokenizer.load(checkpoint.find(Path(s.init)) / "tokenizer.json")
-    return tokenizer.build(s.tokenizer, source.texts)
+    if s.init and (found := _init_folder(s) / "tokenizer.json").exists():
+        return tokenizer.load(found)
+    if source.is_tokens and s.tokenizer.startswith("bpe:"):
+        raise wrong_use(
+            f"--tokenizer {s.tokenizer} learns from text, but {s.data} holds tokens. Give the "
+            "tokenizer.json that they were made with."
+        )
+    return tokenizer.build(s.tokenizer, encode.lessons(source))
+
+
+def _init_folder(s: Settings) -> Path:
+    from backglass.infer.model import find
+
+    return find(s.init)
 
 
 def _tokens(
@@ -90,9 +101,8 @@ def _tokens(
         *rest, last = source.train
         train_part, val_part = loader.split(last, s.seq_len)
         return [*rest, train_part], [val_part]
-    train_part, val_part = loader.split(
-        np.concatenate([tok.encode(t) for t in source.texts]), s.seq_len
-    )
+    tokens = [np.empty(0, np.int32), *encode.encoded(source, tok)]
+    train_part, val_part = loader.split(np.concatenate(tokens), s.seq_len)
     return [train_part], [val_part]
 
 
@@ -106,7 +116,7 @@ def _load_parameters(start: Start, s: Settings, resumed: Path | None) -> None:
         start.session.load_state(found)
         start.loader.position = start.state.position
     elif s.init:
-        folder = checkpoint.find(Path(s.init))
+        folder = _init_folder(s)
         _must_match(start.c, folder, "--init")
         start.session.load_state({"p": hf.tensors_in(layout, folder, V)})
     else:
