@@ -171,11 +171,9 @@ class Train:
             else presets.get(self.preset)
         )
         names = {f.name for f in dataclasses.fields(s)}
-        given = {
-            k: v
-            for k, v in vars(self).items()
-            if k in names - {"preset"} and v not in (None, False)
-        }
+        given = {k: v for k, v in vars(self).items() if v is not None and k in names - {"preset"}}
+        if not self.tensorboard:  # not asked for here: a resumed run goes on as it was
+            del given["tensorboard"]
         changes = read_config(Path(self.config), names) | given if self.config else given
         try:
             return s.replace(**changes)

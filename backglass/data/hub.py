@@ -62,7 +62,7 @@ def fetch(repo: str, name: str, instead: str, revision: str = "main") -> Path:
     """The path of a file in the folder of its repository, downloaded once.
 
     Raises UserError, with the address and what to do by hand, if it cannot be had (Missing: the
-    repository has no such file); `instead` is the option that takes a local file.
+    repository has no such file); `instead` says what local thing would do as well.
     """
     if (folder_of(repo) / name).exists():
         return folder_of(repo) / name
@@ -92,19 +92,19 @@ def download(url: str, target: Path, instead: str, sha256: str = "") -> Path:
 
 def by_hand(target: Path, instead: str) -> str:
     return (
-        f"Without a network: get the file on another machine and put it at {target}, or give a "
-        f"local one with {instead}."
+        f"Without a network: get the file on another machine and put it at {target}, or give "
+        f"{instead}."
     )
 
 
 def _receive(url: str, part: Path, target: Path, instead: str, sha256: str) -> None:
     """Fill part.  Raises UserError for everything that can go wrong on the way."""
     redirects = _Redirects()
-    request = urllib.request.Request(url)
     token = os.environ.get("HF_TOKEN", "").strip()
-    if token and url.startswith(endpoint() + "/"):
-        request.add_header("Authorization", f"Bearer {token}")
     try:
+        request = urllib.request.Request(url)
+        if token and url.startswith(endpoint() + "/"):
+            request.add_header("Authorization", f"Bearer {token}")
         opener = urllib.request.build_opener(redirects)
         with opener.open(request, timeout=30) as response, part.open("wb") as file:
             told = {**dict(response.headers), **redirects.linked}

@@ -26,7 +26,8 @@ from backglass.formats import hf
 
 KINDS = (".txt", ".jsonl", ".parquet", ".bin")
 WEIGHTS = "model.safetensors"
-INSTEAD = "--data FILE"
+INSTEAD = "a local one with --data FILE"
+A_FOLDER = "the path of a local folder with all its files"
 
 
 def data_files(asked: str) -> list[Path]:
@@ -58,7 +59,7 @@ def model_folder(asked: str) -> Path:
             return kept
     for name in ("config.json", "tokenizer.json", WEIGHTS):
         try:
-            hub.fetch(repo, name, "PATH")
+            hub.fetch(repo, name, A_FOLDER)
         except hub.Missing:
             if name == "config.json":
                 raise
@@ -69,14 +70,14 @@ def model_folder(asked: str) -> Path:
 
 def _fetch_sharded(repo: str, asked: str) -> None:
     try:
-        index = hub.fetch(repo, WEIGHTS + ".index.json", "PATH")
+        index = hub.fetch(repo, WEIGHTS + ".index.json", A_FOLDER)
     except hub.Missing:
         raise UserError(
             f"{asked} has no {WEIGHTS}, in one file or several; models in other formats cannot be "
             "read. transformers can load it and save it as safetensors."
         ) from None
     for name in hf.shard_names(index):
-        hub.fetch(repo, name, "PATH")
+        hub.fetch(repo, name, A_FOLDER)
 
 
 def _is_complete(folder: Path) -> bool:

@@ -208,5 +208,5 @@ def _shakespeare() -> Path:
 
     target = cache_folder() / "tinyshakespeare.txt"
     if not target.exists():
-        download(SHAKESPEARE_URL, target, "--data FILE", SHAKESPEARE_SHA256)
+        download(SHAKESPEARE_URL, target, "a local one with --data FILE", SHAKESPEARE_SHA256)
     return target

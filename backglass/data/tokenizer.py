@@ -133,7 +133,7 @@ def _gpt2() -> Tokenizer:
     from backglass.data import hub
 
     repo, name = "openai-community/gpt2", "tokenizer.json"
-    path = hub.kept(repo, name) or hub.fetch(repo, name, "--tokenizer FILE")
+    path = hub.kept(repo, name) or hub.fetch(repo, name, "a local one with --tokenizer FILE")
     found = load(path)
     if found.vocab_size != 50257:
         raise UserError(
