@@ -1,5 +1,5 @@
-"""Downloads against a server on this machine that answers as the Hugging Face hub does: first fetch,
-cached second fetch, and every way it can fail."""
+"""Downloads against a server on this machine that answers as the Hugging Face hub does: first
+fetch, cached second fetch, and every way it can fail."""
 
 import hashlib
 import json
@@ -17,6 +17,7 @@ from backglass.data import hub, repositories, sources, tokenizer
 from backglass.errors import UserError
 
 TEXT = b"the quick brown fox jumps over the lazy dog. " * 60
+INDEX = "model.safetensors.index.json"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -148,7 +149,7 @@ def in_two(model: dict[str, bytes], tmp_path: Path) -> dict[str, bytes]:
         found[name] = (tmp_path / "part").read_bytes()
         where |= {tensor: name for tensor, _ in part}
     index = {"metadata": {}, "weight_map": where}
-    return found | {"model.safetensors.index.json": json.dumps(index).encode()}
+    return found | {INDEX: json.dumps(index).encode()}
 
 
 def gpt2_tokenizer(size: int = 50257) -> bytes:
@@ -246,7 +247,7 @@ def test_a_data_set_may_have_no_owner(remote):
 @pytest.mark.parametrize(
     "files, asked, code, words",
     [
-        (["big/a.txt", "small/a.txt"], "hf:me/d", 2, "several data sets, in the folders big, small"),
+        (["big/a.txt", "small/a.txt"], "hf:me/d", 2, "data sets, in the folders big, small"),
         (["big/a.txt", "small/a.txt"], "hf:me/d", 2, "Choose one: hf:me/d/big"),
         (["README.md", "a.zip"], "hf:me/d", 1, "the repository holds README.md, a.zip"),
         (["a.txt"], "hf:me/d/b*.txt", 1, "that matches b*.txt"),
@@ -351,11 +352,11 @@ def test_a_model_that_huggingface_hub_has_is_not_fetched(remote, switch_off, mod
         ({"model.safetensors": None}, "hf:me/m has no model.safetensors, in one file or several"),
         ({"config.json": b'{"model_type": "bert"}'}, "describes a 'bert' model"),
         ({"model.safetensors": b"\0" * 100}, "model.safetensors is damaged"),
-        ({"model.safetensors": None, "model.safetensors.index.json": b"{}"}, "index.json is damaged"),
+        ({"model.safetensors": None, INDEX: b"{}"}, "index.json is damaged"),
         (
             {
                 "model.safetensors": None,
-                "model.safetensors.index.json": b'{"weight_map": {"a": "../../b"}}',
+                INDEX: b'{"weight_map": {"a": "../../b"}}',
             },
             "index.json is damaged",
         ),
@@ -424,9 +425,9 @@ def test_a_file_that_breaks_off_is_not_kept(remote, one_file, tmp_path):
     "status, token, words",
     [
         ("404", None, "does not exist (the server answered 404)"),
-        ("500", None, "the server answered 500 Internal Server Error). Run the command again later"),
+        ("500", None, "answered 500 Internal Server Error). Run the command again later"),
         ("401", None, "gated or private"),
-        ("401", None, "No HF_TOKEN is set: accept the terms on the repository's page and set HF_TO"),
+        ("401", None, "No HF_TOKEN is set: accept the terms on the repository's page"),
         ("403", "wrong", "The HF_TOKEN that is set may not read it"),
     ],
 )  # fmt: skip
