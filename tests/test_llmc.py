@@ -423,7 +423,7 @@ def test_prepare_refuses_what_cannot_work(tmp_path):
 def test_a_token_that_is_no_uint16_is_refused_and_nothing_is_kept(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("some text " * 20)
     wide = np.array([3, 65535, 65536])
-    monkeypatch.setattr(tokenizer.Tokenizer, "encode", lambda self, text: wide)
+    monkeypatch.setattr(tokenizer.Tokenizer, "encode_all", lambda self, texts: [wide])
     with pytest.raises(UserError, match="token 65536 at position 2"):
         prepare(tmp_path / "a.txt", tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
