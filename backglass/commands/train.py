@@ -175,10 +175,7 @@ class Train:
         if not self.tensorboard:  # not asked for here: a resumed run goes on as it was
             del given["tensorboard"]
         changes = read_config(Path(self.config), names) | given if self.config else given
-        try:
-            return s.replace(**changes)
-        except TypeError as error:
-            raise wrong_use(f"--config {self.config}: {error}") from None
+        return s.replace(**changes)
 
 
 def debug(s: Any) -> None:
@@ -212,12 +209,14 @@ def read_config(path: Path, names: set[str]) -> dict[str, Any]:
     import tomllib
 
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise wrong_use(f"--config {path}: there is no such file") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise wrong_use(f"--config {path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise wrong_use(f"--config {path} is a {type(found).__name__}; expected settings by name")
     found = {k.replace("-", "_"): v for k, v in found.items()}
     if unknown := sorted(set(found) - names):
         raise wrong_use(

@@ -59,7 +59,7 @@ def read(name: str, shard_format: str = "auto") -> Source:
         return _open(name, shard_format)
     except OSError as error:
         raise UserError(
-            f"--data {name} cannot be read: {error.strerror or error}"
+            f"{name} cannot be read: {error.strerror or error}"
             f"{f' ({error.filename})' if error.filename else ''}"
         ) from None
 
@@ -145,7 +145,7 @@ def _is_hidden(path: Path, folder: Path) -> bool:
 def _from_files(name: str, paths: list[Path], shard_format: str) -> Source:
     if not paths:
         raise wrong_use(
-            f"--data {name}: no file found. Give python-docs, shakespeare, a text file, a folder, "
+            f"{name!r}: no file found. Give python-docs, shakespeare, a text file, a folder, "
             "a glob such as 'data/*.txt', token shards (.bin), hf:NAME or - for standard input."
         )
     nanogpt = shard_format == "nanogpt"
@@ -153,7 +153,7 @@ def _from_files(name: str, paths: list[Path], shard_format: str) -> Source:
     if shards and len(shards) < len(paths):
         other = next(p for p in paths if p not in shards)
         raise UserError(
-            f"--data {name}: {shards[0]} is a token shard but {other} is not; train on one kind"
+            f"{name}: {shards[0]} is a token shard but {other} is not; name files of one kind"
         )
     if not shards:
         return _from_texts(name, paths)

@@ -57,7 +57,7 @@ def read_config(folder: Path) -> gpt2.Config:
         raise UserError(
             f"{folder} has no config.json; expected a Hugging Face model folder"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(j, dict) or j.get("model_type") != "gpt2":
         kind = j.get("model_type") if isinstance(j, dict) else type(j).__name__
@@ -69,7 +69,7 @@ def read_config(folder: Path) -> gpt2.Config:
         ),
         "layer_norm_epsilon": (j.get("layer_norm_epsilon", 1e-5), (1e-5,)),
         "tie_word_embeddings": (j.get("tie_word_embeddings", True), (True,)),
-        "n_inner": (j.get("n_inner"), (None, 4 * int(j.get("n_embd", 0)))),
+        "n_inner": (j.get("n_inner"), (None, 4 * _number(j.get("n_embd")))),
         "scale_attn_by_inverse_layer_idx": (
             j.get("scale_attn_by_inverse_layer_idx", False),
             (False,),
@@ -86,7 +86,9 @@ def read_config(folder: Path) -> gpt2.Config:
             vocab_size=int(j["vocab_size"]),
             max_seq_len=int(j["n_positions"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise UserError(f"{path} is damaged: it lacks {error}") from None
+    except (TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
@@ -154,6 +156,11 @@ def shard_names(index: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{index} is damaged: {error!r}") from None
     return names
+
+
+def _number(value: Any) -> int:
+    """The value if it is a whole number; what else it is, is told where the config is made."""
+    return value if isinstance(value, int) else 0
 
 
 def hf_name(s: Slot) -> tuple[str, bool]:

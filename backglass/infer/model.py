@@ -251,7 +251,7 @@ def find(path: str) -> Path:
         return model_folder(path)
     if not Path(path).exists():
         raise UserError(
-            f"there is no {path}; expected a run directory, a checkpoint, a folder saved by "
+            f"there is no {path!r}; expected a run directory, a checkpoint, a folder saved by "
             f"transformers, or hf:NAME",
             code=2,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,10 @@ DTYPES = {
     "interpret": ("fp32", "bf16"),
 }
 MATMULS = {"cpu": ("own", "blas"), "cuda": ("own", "cublaslt")}
+TYPES = {  # of a field: what it takes, and how that is called
+    "int": (numbers.Integral, "a whole number"), "float": (numbers.Real, "a number"),
+    "bool": (bool, "true or false"), "str": (str, "a text"),
+}  # fmt: skip
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 AT_LEAST_1 = (
     "layers", "heads", "channels", "seq_len", "batch_size", "schedule_steps", "keep", "val_batches",
@@ -80,8 +85,13 @@ class Settings:
     wandb: str = ""  # the project; empty: not asked for
 
     def __post_init__(self) -> None:
-        kind = self.device.partition(":")[0]
-        if kind not in DTYPES or (kind != self.device and kind != "cuda"):
+        for field in dataclasses.fields(self):
+            kind, called = TYPES[str(field.type)]
+            value = getattr(self, field.name)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise wrong_use(f"{_flag(field.name)} must be {called}, got {value!r}")
+        kind, colon, number = self.device.partition(":")
+        if kind not in DTYPES or (colon and not (kind == "cuda" and number.isdecimal())):
             raise wrong_use(
                 f"--device is one of {', '.join(DTYPES)}, cuda:N for another GPU than the first; "
                 f"got {self.device!r}"
@@ -94,6 +104,12 @@ class Settings:
         self._one_of("matmul", MATMULS.get(kind, ("own",)), f" with --device {self.device}")
         self._one_of("dtype", DTYPES[kind], f" with --device {self.device}")
         self._one_of("format", ("auto", "nanogpt"))
+        for rung in filter(None, self.rung.split(",")):
+            if kind == "numpy" or not all(rung.partition("=")):
+                raise wrong_use(
+                    f"--rung chooses a kernel, as in --rung matmul=v2; got {self.rung!r} with "
+                    f"--device {self.device}{', which has none' if kind == 'numpy' else ''}"
+                )
 
     def _check_numbers(self) -> None:
         for name in AT_LEAST_1:
@@ -122,7 +138,9 @@ class Settings:
 
     def _at_least(self, name: str, low: int) -> None:
         value = getattr(self, name)
-        if not math.isfinite(value) or value < low:
+        if not math.isfinite(value):
+            raise wrong_use(f"{_flag(name)} must be a finite number, got {value}")
+        if value < low:
             raise wrong_use(f"{_flag(name)} must be at least {low}, got {value}")
 
     @property

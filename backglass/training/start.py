@@ -66,7 +66,9 @@ def prepare(s: Settings, out: Path | None, resume: bool) -> Start:
 
 
 def _refuse_used(out: Path) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if out.is_file():
+        raise wrong_use(f"--out {out} is a file; give a run directory")
+    if out.is_dir() and any(out.iterdir()):
         raise wrong_use(
             f"--out {out} is not empty. Add --resume to continue that run, or choose another."
         )
@@ -111,6 +113,7 @@ def _load_parameters(start: Start, s: Settings, resumed: Path | None) -> None:
     layout, V = start.session.t.layout, start.c.vocab_size
     if resumed:
         folder = checkpoint.find(resumed)
+        checkpoint.best_step(resumed)  # now, not when the first checkpoint is deleted
         _must_match(start.c, folder, "--resume")
         found, start.state = checkpoint.load(folder, layout, V)
         start.session.load_state(found)
@@ -152,12 +155,15 @@ def disk_errors(out: Path | None) -> Iterator[None]:
         raise
     except OSError as error:
         steps = checkpoint.steps_in(out) if out else []
-        last = (
-            f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint"
-        )
+        what = f"{error.filename or out} could not be written: {error.strerror or error}"
+        if not steps:
+            raise UserError(
+                f"{what}; there is no checkpoint yet. Free some space, mend the rights, or choose "
+                "another --out."
+            ) from None
         raise UserError(
-            f"{error.filename or out} could not be written: {error.strerror or error}; {last}. "
-            "Free some space or mend the rights, then add --resume."
+            f"{what}; the last good checkpoint is step {steps[-1]}. Free some space or mend the "
+            "rights, then add --resume."
         ) from None
 
 
