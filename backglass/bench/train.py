@@ -41,11 +41,13 @@ def compare(
     case = case_of(preset, *shape, device, job.get("dtype", "fp32"))
     library, its_name = {"cpu": ("blas", "BLAS"), "cuda": ("cublaslt", "cuBLASLt")}[device]
     own: list[Callable[[], Measured]] = [
-        lambda: package(job, case),
+        lambda: package(job | {"matmul": "own"}, case),
         lambda: package(job | {"matmul": library}, case, f"backglass, {its_name}"),
     ]
     if device == "cpu":
         own.append(lambda: one_file(job, case))
+    else:
+        own.insert(0, lambda: package(job, case, "backglass, fastest"))
     others: list[Callable[[], Measured]] = []
     if rivals:
         others += [lambda: pytorch(False, job, case), lambda: pytorch(True, job, case)]

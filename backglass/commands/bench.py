@@ -21,7 +21,7 @@ from backglass.errors import wrong_use
 
 # what -> the options it has, besides --out and --json
 OPTIONS = {
-    "ops": {"names", "batch_size", "seq_len", "threads", "rung", "aot"},
+    "ops": {"names", "batch_size", "seq_len", "threads", "rung", "aot", "device", "dtype"},
     "train": {
         "names", "batch_size", "seq_len", "steps", "threads", "rivals", "llmc", "from_start",
         "device", "dtype", "recompute",
@@ -50,6 +50,7 @@ class Bench:
       backglass bench ops matmul --rung matmul=v2        a rung of the ladder
       backglass bench ops --aot                          GPU kernels compiled without a GPU
       backglass bench train --device cuda --batch-size 64 --rivals
+      backglass bench ops --device cuda                  beside cuBLASLt
     """
 
     what: Annotated[Positional[str], arg(help="ops, train, generate or table", metavar="WHAT")]
@@ -78,8 +79,10 @@ class Bench:
     max_tokens: Annotated[Count, opt("generate: new tokens", "N", "(default: 64)")] = None
     threads: Annotated[Count, opt("CPU threads of everyone", "N", "(default: all)")] = None
     rung: Annotated[Text, opt("ops: time this rung", "OP=V", "")] = None
-    device: Annotated[Text, opt("train: cpu or cuda", "NAME", "(default: cpu)")] = None
-    dtype: Annotated[Text, opt("train: bf16, tf32 or fp32", "NAME", "(default: its best)")] = None
+    device: Annotated[Text, opt("train, ops: cpu or cuda", "NAME", "(default: cpu)")] = None
+    dtype: Annotated[
+        Text, opt("train, ops: bf16, tf32 or fp32 on cuda", "NAME", "(default: its best)")
+    ] = None
     recompute: Annotated[Text, opt("train: activations to make again", "A,B", "")] = None
     aot: Annotated[
         bool, arg(help="ops: compile the GPU kernels for A100 and H100: registers, spills, memory")
@@ -148,6 +151,8 @@ class Bench:
     def ops(self) -> list[dict[str, Any]]:
         if self.aot:
             return self.compiled()
+        if self.device == "cuda":
+            return self.gpu_ops()
         from backglass.bench.measured import environment
 
         os.environ.update(environment(self.threads or 0))  # before NumPy's BLAS reads it
@@ -160,6 +165,8 @@ class Bench:
                 f"bench ops {unknown[0]}: no line of GPT-2's training step is that; there are "
                 f"{', '.join(dict.fromkeys(known.values()))}"
             )
+        from backglass.training.settings import parse_rungs
+
         rungs = parse_rungs(self.rung or "")
         rows: list[dict[str, Any]] = []
         for r in bench_ops(list(self.names), *shape, self.threads, rungs):
@@ -170,6 +177,23 @@ class Bench:
             beside = f"   {r.ratio:.2f}x {r.rival}" if r.ratio else ""
             self.say(f"{r.op:16} {r.shape:40} {r.ms:9.3f} {r.gflops:8.1f} {r.gbps:7.1f}  "
                      f"{r.share:.0%} of {r.ceiling}{beside}")  # fmt: skip
+        return rows
+
+    def gpu_ops(self) -> list[dict[str, Any]]:
+        from backglass.bench.gpu import gpu_ops
+        from backglass.training.settings import MATMULS, parse_rungs
+
+        rungs = {"matmul": MATMULS["cuda"][0], **parse_rungs(self.rung or "")}
+        rungs = {op: rung for op, rung in rungs.items() if rung != "own"}
+        shape = (self.batch_size or 64, self.seq_len or 1024)
+        self.say(f"{'call':16} {'shape':40} {'ms':>9} {'TFLOP/s':>8} {'TB/s':>6}  share of its "
+                 "ceiling")  # fmt: skip
+        rows = []
+        for r in gpu_ops(list(self.names), *shape, self.dtype or "bf16", rungs):
+            rows.append(dataclasses.asdict(r))
+            beside = f"   {r.ratio:.2f}x {r.rival}" if r.ratio else ""
+            self.say(f"{r.op:16} {r.shape:40} {r.ms:9.3f} {r.gflops / 1e3:8.1f} "
+                     f"{r.gbps / 1e3:6.2f}  {r.share:.0%} of {r.ceiling}{beside}")  # fmt: skip
         return rows
 
     def compiled(self) -> list[dict[str, Any]]:
@@ -258,14 +282,6 @@ class Bench:
             "command": shlex.join(["backglass", *sys.argv[1:]]),
             "date": datetime.date.today().isoformat(),
         }  # fmt: skip
-
-
-def parse_rungs(text: str) -> dict[str, str]:
-    """OP=V,OP=V.  Raises UserError (wrong use) for anything else."""
-    pairs = [part.split("=") for part in text.split(",") if part]
-    if bad := [p for p in pairs if len(p) != 2]:
-        raise wrong_use(f"--rung {'='.join(bad[0])}: expected OP=V, such as matmul=v2")
-    return dict(pairs)
 
 
 def commit(folder: Path) -> str:

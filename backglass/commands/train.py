@@ -73,7 +73,9 @@ class Train:
     attention: Annotated[Text, opt("flash, or explicit: scores, causal_softmax, mix", "NAME")] = (
         None
     )
-    matmul: Annotated[Text, opt("own kernels; blas on the cpu, cublaslt on cuda", "NAME")] = None
+    matmul: Annotated[
+        Text, opt("own kernels; blas on the cpu; on cuda fastest (the default) or cublaslt", "NAME")
+    ] = None
     recompute: Annotated[
         Text, opt("activations to make again in the backward: fch_gelu,ln1", "A,B")
     ] = None

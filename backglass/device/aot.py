@@ -17,6 +17,7 @@ from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime.jit import JITFunction
 
 from backglass.device.gpu import Gpu
@@ -114,7 +115,14 @@ def resources(kernel: Any, op: str, arch: int) -> Compiled:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
         suffix = "a" if arch == 90 else ""
-        command = [_ptxas(arch), "-v", f"-arch=sm_{arch}{suffix}", source, "-o", f"{source}.cubin"]
+        command = [
+            get_ptxas(arch).path,
+            "-v",
+            f"-arch=sm_{arch}{suffix}",
+            source,
+            "-o",
+            f"{source}.cubin",
+        ]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     registers = max(map(int, re.findall(r"Used (\d+) registers", said)), default=0)
     spills = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
@@ -123,8 +131,3 @@ def resources(kernel: Any, op: str, arch: int) -> Compiled:
         kernel.name, op, arch, registers, spills, kernel.metadata.shared,
         kernel.metadata.num_warps, cores[0].partition(".")[0] if cores else "",
     )  # fmt: skip
-
-
-def _ptxas(arch: int) -> str:
-    found = triton.knobs.nvidia.ptxas_blackwell if arch >= 100 else triton.knobs.nvidia.ptxas
-    return found.path

@@ -1,30 +1,36 @@
-"""cuBLASLt through ctypes: out = op(a)·op(b) (+ out) (+ bias), row-major.
+"""cuBLASLt through ctypes: out = op(a)·op(b) (+ out) (+ bias), row-major; or the bias gradient too.
 
 CuPy's own binding refuses cuBLAS calls while a CUDA graph is captured; these work there.  The
 library is column-major, where a row-major matrix reads as its transpose, so it is asked for
 outᵀ = op(b)ᵀ·op(a)ᵀ: b comes first and nothing is moved.
 
-For every shape the library's heuristic names up to CANDIDATES algorithms; they are timed once, when
-the shape is first met outside a capture, and the fastest is kept for the process.
+For every shape the library's heuristic names up to CANDIDATES algorithms.  They are timed when the
+shape is first met on a GPU, and the fastest is remembered in a file: algorithms differ in the order
+of their sums, so a choice made anew in every run would change bits.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import cupy
 
+from backglass.cache import cache_folder
 from backglass.device.gpu import Tensor
+from backglass.errors import UserError
+from backglass.training.files import write_json
 
 WORKSPACE_BYTES = 32 << 20
 CANDIDATES = 16
 FP32, BF16 = 0, 14  # cudaDataType_t
 COMPUTE_FP32, COMPUTE_TF32 = 68, 77  # cublasComputeType_t
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER, BIAS_TYPE = 3, 4, 7, 8, 26  # cublasLtMatmulDescAttributes_t
-EPILOGUE_BIAS = 4
+PLAIN, ADD_BIAS, BIAS_GRADIENT = 1, 4, 512  # cublasLtEpilogue_t
 PREFERENCE_WORKSPACE = 1
 RESULT_WORDS, ALGORITHM_WORDS = 12, 8  # of 64 bits: cublasLtMatmulHeuristicResult_t, …Algo_t
 
@@ -42,23 +48,30 @@ class Product:
 def product(
     out: Tensor, a: Tensor, b: Tensor, work: Tensor, transpose_a: bool = False,
     transpose_b: bool = False, bias: Tensor | None = None, add: bool = False,
+    bias_gradient: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """out (M, N) (+)= op(a) (M, K)·op(b) (K, N) + bias (N,), on CuPy's current stream."""
+    """out (M, N) (+)= op(a) (M, K)·op(b) (K, N) + bias (N,), on CuPy's current stream.
+
+    bias_gradient (M,) becomes Σ_K op(a): where out is dw, that is db.
+    """
     M, N = out.shape
     K = a.shape[0] if transpose_a else a.shape[1]
-    key = (M, N, K, transpose_a, transpose_b, a.dtype.itemsize, out.dtype.itemsize, a.precision)
-    p = _product(*key, bias is not None)
-    if bias is not None:
-        _set(p.description, BIAS_POINTER, ctypes.c_uint64(bias.address))
+    vector = bias if bias_gradient is None else bias_gradient
+    epilogue = PLAIN if vector is None else ADD_BIAS if bias else BIAS_GRADIENT
+    widths = a.dtype.itemsize, out.dtype.itemsize
+    key = (M, N, K, transpose_a, transpose_b, *widths, a.precision, epilogue)
+    p = _product(*key)
+    if vector is not None:
+        _set(p.description, BIAS_POINTER, ctypes.c_uint64(vector.address))
     if p.algorithm is None:
-        p.algorithm = _fastest(p, out, a, b, work, add)
+        p.algorithm = p.candidates[_chosen(key, p, out, a, b, work, add)]
     _call(p, p.algorithm, out, a, b, work, add)
 
 
 @functools.cache
 def _product(
     M: int, N: int, K: int, ta: bool, tb: bool, width: int, out_width: int, precision: str,
-    has_bias: bool,
+    epilogue: int,
 ) -> Product:  # fmt: skip
     kind, out_kind = ({2: BF16, 4: FP32}[w] for w in (width, out_width))
     description = ctypes.c_void_p()
@@ -66,8 +79,8 @@ def _product(
     _check(_lib().cublasLtMatmulDescCreate(ctypes.byref(description), compute, FP32))
     _set(description, TRANSA, ctypes.c_int32(tb))
     _set(description, TRANSB, ctypes.c_int32(ta))
-    if has_bias:
-        _set(description, EPILOGUE, ctypes.c_uint32(EPILOGUE_BIAS))
+    _set(description, EPILOGUE, ctypes.c_uint32(epilogue))
+    if epilogue != PLAIN:
         _set(description, BIAS_TYPE, ctypes.c_int32(kind))
         _set(description, BIAS_POINTER, ctypes.c_uint64(256))  # the heuristic asks whether it is 0
     layouts = (
@@ -103,14 +116,28 @@ def _candidates(description: ctypes.c_void_p, layouts: tuple) -> list[Any]:
     return [(ctypes.c_uint64 * ALGORITHM_WORDS)(*results[i : i + ALGORITHM_WORDS]) for i in starts]
 
 
-def _fastest(p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor, add: bool) -> Any:
-    """Time every candidate on an output of its own, so that `out` is written once."""
+def _chosen(
+    key: tuple, p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor, add: bool
+) -> int:
+    """The number of the fastest candidate, timed now or remembered."""
+    gpu = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    file = (
+        cache_folder() / "cublaslt" / f"{gpu.replace(' ', '-')}-{_lib().cublasLtGetVersion()}.json"
+    )
+    known = json.loads(file.read_text()) if file.exists() else {}
+    name = " ".join(map(str, key))
+    if known.get(name, CANDIDATES) >= len(p.candidates):
+        known[name] = _fastest(p, out, a, b, work, add)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, known)
+    return known[name]
+
+
+def _fastest(p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor, add: bool) -> int:
+    """Time every candidate; on an output of its own if what `out` holds is still needed."""
     stream = cupy.cuda.get_current_stream()
-    if stream.is_capturing() or len(p.candidates) == 1:
-        return p.candidates[0]
-    M, N = out.shape
-    held = cupy.empty(M * N * out.dtype.itemsize, cupy.uint8)
-    trial = Tensor(held.data.ptr, out.dtype, out.shape)
+    held = cupy.empty(math.prod(out.shape) * out.dtype.itemsize if add else 0, cupy.uint8)
+    trial = Tensor(held.data.ptr, out.dtype, out.shape) if add else out
     times = []
     for algorithm in p.candidates:
         begin, end = cupy.cuda.Event(), cupy.cuda.Event()
@@ -121,7 +148,7 @@ def _fastest(p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor, add: b
         end.record(stream)
         end.synchronize()
         times.append(cupy.cuda.get_elapsed_time(begin, end))
-    return p.candidates[times.index(min(times))]
+    return times.index(min(times))
 
 
 def _call(
@@ -156,9 +183,15 @@ def _set(description: ctypes.c_void_p, attribute: int, value: Any) -> None:
 
 @functools.cache
 def _lib() -> Any:
-    from cuda.pathfinder import load_nvidia_dynamic_lib  # comes with CuPy
+    from cuda import pathfinder  # comes with CuPy
 
-    return ctypes.CDLL(load_nvidia_dynamic_lib("cublasLt").abs_path)
+    try:
+        return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path)
+    except (pathfinder.DynamicLibNotFoundError, OSError) as error:
+        raise UserError(
+            f"cuBLASLt was not found ({str(error).splitlines()[0]}): python -m pip install "
+            f"nvidia-cublas, or multiply with our own kernels: --matmul own"
+        ) from None
 
 
 @functools.cache

@@ -88,8 +88,8 @@ def settings_of(folder: Path) -> Settings:
         return Settings(**json.loads((folder / "meta.json").read_text())["settings"])
     except FileNotFoundError:
         raise UserError(
-            f"{folder} has no meta.json, so it is no checkpoint of backglass that could be resumed. "
-            f"To start from its parameters alone: --init {folder}"
+            f"{folder} has no meta.json, so it is no checkpoint that could be resumed. To start "
+            f" from its parameters alone: --init {folder}"
         ) from None
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"{folder / 'meta.json'} is damaged: {error}") from None

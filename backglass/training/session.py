@@ -29,7 +29,7 @@ from backglass.program.step import (
     run_update,
 )
 from backglass.training.fit import require_memory
-from backglass.training.settings import Settings, learning_rate
+from backglass.training.settings import Settings, learning_rate, parse_rungs
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -190,7 +190,7 @@ def device_options(s: Settings) -> dict[str, Any]:
     """What device.get needs besides the name."""
     if s.device == "numpy":
         return {}
-    rungs = dict(r.split("=", 1) for r in s.rung.split(",") if r)
+    rungs = parse_rungs(s.rung)
     if s.matmul != "own":
-        rungs["matmul"] = s.matmul
+        rungs.setdefault("matmul", s.matmul)
     return {"rungs": rungs} | ({"threads": s.threads or None} if s.device == "cpu" else {})

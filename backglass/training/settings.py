@@ -18,7 +18,7 @@ DTYPES = {
     "cuda": ("bf16", "tf32", "fp32"),
     "interpret": ("fp32", "bf16"),
 }
-MATMULS = {"cpu": ("own", "blas"), "cuda": ("own", "cublaslt")}
+MATMULS = {"cpu": ("own", "blas"), "cuda": ("fastest", "own", "cublaslt")}
 TYPES = {  # of a field: what it takes, and how that is called
     "int": (numbers.Integral, "a whole number"), "float": (numbers.Real, "a number"),
     "bool": (bool, "true or false"), "str": (str, "a text"),
@@ -68,7 +68,7 @@ class Settings:
     device: str = "cpu"
     dtype: str = "auto"
     threads: int = 0  # 0: all cores
-    matmul: str = "own"
+    matmul: str = "auto"
     rung: str = ""
     recompute: str = ""
     fuse: bool = True
@@ -98,18 +98,16 @@ class Settings:
             )
         if self.dtype == "auto":
             object.__setattr__(self, "dtype", DTYPES[kind][0])
+        if self.matmul == "auto":
+            object.__setattr__(self, "matmul", MATMULS.get(kind, ("own",))[0])
+        if parse_rungs(self.rung) and kind == "numpy":
+            raise wrong_use(f"--rung {self.rung} chooses a kernel; --device numpy has none")
         self._check_numbers()
         self._one_of("schedule", SCHEDULES)
         self._one_of("attention", ("flash", "explicit"))
         self._one_of("matmul", MATMULS.get(kind, ("own",)), f" with --device {self.device}")
         self._one_of("dtype", DTYPES[kind], f" with --device {self.device}")
         self._one_of("format", ("auto", "nanogpt"))
-        for rung in filter(None, self.rung.split(",")):
-            if kind == "numpy" or not all(rung.partition("=")):
-                raise wrong_use(
-                    f"--rung chooses a kernel, as in --rung matmul=v2; got {self.rung!r} with "
-                    f"--device {self.device}{', which has none' if kind == 'numpy' else ''}"
-                )
 
     def _check_numbers(self) -> None:
         for name in AT_LEAST_1:
@@ -163,6 +161,9 @@ class Settings:
         )
 
     def replace(self, **changes: Any) -> Settings:
+        """With another device, dtype and matmul are chosen anew unless they are given."""
+        if changes.get("device", self.device) != self.device:
+            changes = {"dtype": "auto", "matmul": "auto", **changes}
         return dataclasses.replace(self, **changes)
 
 
@@ -185,6 +186,14 @@ def learning_rate(s: Settings, step: int) -> float:
         tail = max(0.0, (progress - 0.8) / 0.2)
         fraction = 1 - (1 - s.final_lr) * math.sqrt(tail)
     return s.lr * fraction
+
+
+def parse_rungs(text: str) -> dict[str, str]:
+    """OP=V,OP=V.  Raises UserError (wrong use) for anything else."""
+    pairs = [part.split("=") for part in text.split(",") if part]
+    if bad := [p for p in pairs if len(p) != 2]:
+        raise wrong_use(f"--rung {'='.join(bad[0])}: expected OP=V, such as matmul=v2")
+    return dict(pairs)
 
 
 def _flag(name: str) -> str:

@@ -40,7 +40,11 @@ SPEC = OpSpec(
     integers="ids:0:V",
     flops={"embed": "B*T*C", "d_embed": "2*B*T*C"},
     bytes={"embed": "B*T + 2*B*T*C + T*C", "d_embed": "B*T + 3*B*T*C + 2*T*C"},
-    cases=(dict(B=1, T=1, V=1, P=1, C=1), dict(B=2, T=5, V=11, P=8, C=7)),
+    cases=(
+        dict(B=1, T=1, V=1, P=1, C=1),
+        dict(B=2, T=5, V=11, P=8, C=7),
+        dict(B=2, T=520, V=9, P=521, C=5),
+    ),
 )
 
 

@@ -60,6 +60,10 @@ GROUP = 8  # rows of tiles visited together, so that what they read stays in the
 # 65,536 registers for 3 groups of 128 threads: 168 each, of which the producer gives most away.
 REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS = 168, 240, 24
 
+# Triton 3.9 has other names for them.
+load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+
 grouped_tile = gluon.jit(grouped_tile.fn)
 sigmoid_of_2u = gluon.jit(sigmoid_of_2u.fn)
 gelu_of, d_gelu_of = gluon.jit(gelu_of.fn), gluon.jit(d_gelu_of.fn)
@@ -128,8 +132,8 @@ def producer(ring, a_desc, b_desc, out_desc, M, N, K, shape: gl.constexpr):
             mbarrier.expect(full.index(s), a_desc.block_type.nbytes + b_desc.block_type.nbytes)
             at_a = [k, m] if A_TRANSPOSED else [m, k]
             at_b = [n, k] if B_TRANSPOSED else [k, n]
-            tma.async_copy_global_to_shared(a_desc, at_a, full.index(s), a_bufs.index(s))
-            tma.async_copy_global_to_shared(b_desc, at_b, full.index(s), b_bufs.index(s))
+            load_tile(a_desc, at_a, full.index(s), a_bufs.index(s))
+            load_tile(b_desc, at_b, full.index(s), b_bufs.index(s))
             step += 1
 
 
@@ -152,7 +156,7 @@ def consumer(ring, end, M, N, K, shape: gl.constexpr, EPILOGUE: gl.constexpr, WH
             source = pre_desc if EPILOGUE == "d_gelu" else out_desc
             tma.store_wait(0)  # the last tile has left the buffer
             mbarrier.expect(arrived.index(WHICH), out_desc.block_type.nbytes)
-            tma.async_copy_global_to_shared(source, [m, n], arrived.index(WHICH), out)
+            load_tile(source, [m, n], arrived.index(WHICH), out)
         mbarrier.wait(turn.index(WHICH), (done + 1 - WHICH) & 1)
         acc = products(
             ring, (2 * done + WHICH) * steps, steps, shape, BLOCK_M, BLOCK_N, turn, WHICH
@@ -169,7 +173,7 @@ def products(
     ring, step, steps, shape: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
     turn, WHICH: gl.constexpr,
 ):  # fmt: skip
-    """The sums of a tile, whose first step is number `step` of the ring; then passes the turn on."""
+    """The sums of a tile whose first step is number `step` of the ring; then passes the turn on."""
     a_bufs, b_bufs, full, empty = ring
     STAGES: gl.constexpr = shape[2]
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
@@ -244,7 +248,7 @@ def put(left, right, out):
 def send(desc, m, n, out):
     """Begin to copy the buffer to (m, n)."""
     hopper.fence_async_shared()
-    tma.async_copy_shared_to_global(desc, [m, n], out)
+    store_tile(desc, [m, n], out)
 
 
 @gluon.jit

@@ -72,10 +72,11 @@ def d_row(drow_p, row_p, lse, target, weight, V, vocab_size, BLOCK_V: tl.constex
     The last block comes first: it is what the caches have seen last.
     """
     width = tl.where(target == IGNORED, 0, vocab_size)
+    readable = tl.where(target == IGNORED, 0, V)
     blocks = tl.cdiv(V, BLOCK_V)
     for back in range(blocks):
         cols = (blocks - 1 - back) * BLOCK_V + tl.arange(0, BLOCK_V)
-        z = tl.load(row_p + cols, mask=(cols < V) & (width > 0), other=0).to(tl.float32)
+        z = tl.load(row_p + cols, mask=cols < readable, other=0).to(tl.float32)
         p = tl.exp(z - lse)  # 1
         dz = (p - (cols == target).to(tl.float32)) * weight  # 7, 8
         dz = tl.where(cols < width, dz, 0)  # 11, 12

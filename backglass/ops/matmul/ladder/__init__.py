@@ -26,4 +26,5 @@ GPU_VERSIONS = {
     "v5": "backglass.ops.matmul.ladder.v5_tma",
     "v6": "backglass.ops.matmul.gpu",
     "cublaslt": "backglass.ops.matmul.ladder.cublaslt",
+    "fastest": "backglass.ops.matmul.ladder.fastest",
 }

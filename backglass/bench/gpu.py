@@ -1,0 +1,143 @@
+"""bench ops --device cuda: every op call of GPT-2 124M's step on the GPU, beside cuBLASLt.
+
+Times are of replayed CUDA graphs, so that no launch from Python is in them.  Ceilings are measured
+in the same run: FLOP/s as cuBLASLt reaches them on a product of 4096³, bytes/s as a copy of 1 GiB
+moves them (read and written).  The rival of a fused matmul is cuBLASLt's product plus the kernels
+that it saves.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backglass.bench.ops import Ceilings, Row, shape_of
+from backglass.device import get
+from backglass.models import gpt2
+from backglass.ops import signature
+from backglass.program.cost import line_cost
+from backglass.program.fuse import parse
+from backglass.program.record import Call, make_call
+from backglass.program.step import record_micro, record_update
+from backglass.view import View
+
+if TYPE_CHECKING:
+    from backglass.device.cuda import Cuda
+    from backglass.execute.memory import Memory
+
+
+def gpu_ops(names: list[str], B: int, T: int, dtype: str, rungs: dict[str, str]) -> Iterator[Row]:
+    """A row for every distinct call of the fused step, or of the named ops."""
+    device = get("cuda", rungs=rungs)
+    library = get("cuda", rungs={**rungs, "matmul": "cublaslt"})
+    limits = ceilings(device, dtype)
+    seen = set()
+    for c in calls(device, B, T, dtype):
+        key = (c.op, shape_of(c))
+        if key in seen or (names and c.op not in names and c.signature.op not in names):
+            continue
+        seen.add(key)
+        k = line_cost(c, limits.flops_per_s, limits.bytes_per_s)
+        arithmetic = k.flops / limits.flops_per_s >= k.nbytes / limits.bytes_per_s
+        bound = "FLOP/s" if arithmetic else "bytes/s"
+        ms = milliseconds(device, c)
+        rival, ratio = "", None
+        if parts := matmul_parts(c):
+            rival = "cublaslt" if len(parts) == 1 else "cublaslt + " + " + ".join(
+                p.op for p in parts[1:]
+            )  # fmt: skip
+            ratio = sum(milliseconds(library, p) for p in parts) / ms
+        yield Row(
+            c.op, rungs.get(c.signature.op, "fastest"), shape_of(c), dtype, ms,
+            k.flops / ms / 1e6, k.nbytes / ms / 1e6, bound, k.seconds * 1e3 / ms, rival, ratio,
+        )  # fmt: skip
+
+
+def calls(device: Cuda, B: int, T: int, dtype: str) -> Iterator[Call]:
+    """Two layers are enough: the others repeat their shapes."""
+    c = gpt2.Config(layers=2, max_seq_len=max(1024, T))
+    yield from record_micro(gpt2, c, B, T, dtype).fuse(*device.fusable())
+    yield from record_update(gpt2, gpt2.Config(), dtype)
+
+
+def matmul_parts(c: Call) -> list[Call]:
+    """The calls that a matmul, plain or fused, stands for; empty for any other call."""
+    if c.signature.op != "matmul":
+        return []
+    if not c.signature.equals:
+        return [c]
+    env = dict(zip((o.name for o in c.signature.passed), (*c.outs, *c.ins), strict=True))
+    parts = []
+    for line in parse(c.signature.equals):
+        sig = signature(line.op)
+        known = {o.name: env[v] for o, v in zip(sig.ins, line.ins, strict=False)}
+        sizes = sig.bind(tuple(
+            [None] * len(sig.outs) + [known[o.name].shape if o.name in known else None
+                                      for o in sig.passed_ins]
+        ))  # fmt: skip
+        for o, v in zip(sig.outs, line.outs, strict=False):
+            env.setdefault(v, View(v, o.shape(sizes), c.dtype, "act"))
+        operands = [env.get(v) for v in (*line.outs, *line.ins)]
+        parts.append(make_call(sig, tuple(operands), {}, "bench"))
+    return parts
+
+
+def milliseconds(device: Cuda, c: Call) -> float:
+    """The median over replays of a graph that holds the call several times."""
+    memory = device.memory()
+    line = device.bind([filled(c, memory)], memory)[0]
+    line()
+    once = elapsed_ms(device, line)
+    repeats = max(1, min(50, int(5 / max(once, 0.01))))
+    replay = device.capture([line] * repeats)
+    replay()
+    found = statistics.median(elapsed_ms(device, replay) for _ in range(5)) / repeats
+    del memory, line, replay
+    device.cupy.get_default_memory_pool().free_all_blocks()
+    return found
+
+
+def filled(c: Call, memory: Memory) -> Call:
+    """The call on tensors of its own that hold random numbers."""
+    rng = np.random.default_rng(0)
+    own: dict[str, View] = {}
+    for o, v in zip(c.signature.passed, (*c.outs, *c.ins), strict=True):
+        if v is None or v.name in own:
+            continue
+        own[v.name] = replace(v, group="", offset=0, kind="act", add=False)
+        if o.holds == "int":
+            values: Any = rng.integers(0, 50257, v.shape)
+        else:
+            sample = rng.standard_normal(min(v.size, 1 << 20), np.float32) * 0.1
+            values = np.resize(np.abs(sample) if o.holds == "wide" else sample, v.shape)
+        memory.write(own[v.name], values)
+
+    def mine(v: View | None) -> View | None:
+        return None if v is None else replace(own[v.name], shape=v.shape, add=v.add)
+
+    return replace(c, outs=tuple(map(mine, c.outs)), ins=tuple(map(mine, c.ins)))
+
+
+def elapsed_ms(device: Cuda, run: Callable[[], object]) -> float:
+    begin, end = device.cupy.cuda.Event(), device.cupy.cuda.Event()
+    begin.record(device.stream)
+    run()
+    end.record(device.stream)
+    end.synchronize()
+    return device.cupy.cuda.get_elapsed_time(begin, end)
+
+
+def ceilings(device: Cuda, dtype: str) -> Ceilings:
+    """Measured now."""
+    cp = device.cupy
+    x, y = cp.ones(1 << 30, cp.uint8), cp.empty(1 << 30, cp.uint8)
+    cp.copyto(y, x)
+    ms = min(elapsed_ms(device, partial(cp.copyto, y, x)) for _ in range(10))
+    del x, y
+    cp.get_default_memory_pool().free_all_blocks()
+    return Ceilings(device.peak_flops(dtype), 2 * 2**30 / (ms / 1e3))

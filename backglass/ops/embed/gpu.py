@@ -1,0 +1,230 @@
+"""embed on the GPU: rows gathered forward; backward, rows added up by token, always in one order.
+
+    embed      x[b,t] = wte[ids[b,t]] + wpe[t]   reads N·C numbers (wpe stays in L2), writes N·C
+    d_embed    dwpe[t] += Σ_b dx[b,t]            reads N·C, reads and writes T·C
+               dwte[id] += Σ dx of that id       reads N·C, reads and writes C for each distinct id
+
+Which rows of dx belong to an id is found by sorting the N ids, which costs next to nothing:
+
+    1  cut ids into blocks of BLOCK; in each, an element's rank is the number of elements before it
+       in the order (id, place): compare all with all
+    2  its rank among all N adds, for every other block, the number of elements there that come
+       before it: a binary search, since that block is sorted
+    3  cut the sorted list into pieces; a program adds up the runs of equal ids in one piece
+    4  a run that is cut by pieces, as those of frequent tokens are, leaves a partial row in each:
+       add these in order
+
+         sorted ids   3 3 3 7 | 7 7 7 7 | 7 7 8 9 |        pieces of 4
+         dwte         3         .         8, 9             complete in one piece
+         partial          7         7     7                -> dwte[7]
+
+No atomics, no step on the host, and an order that the ids alone decide: the same bits every run.
+An id outside the table makes its row of x NaN, which the trainer stops on, and has no gradient.
+"""
+
+import triton
+import triton.language as tl
+
+from backglass.device.tiles import ELEMENTS, store
+
+COLUMNS = 256  # of a tile: 768 is three of them, and a row of bf16 is 16 bytes for each lane
+ROWS = 8  # of a tile: 16 numbers for each of 128 threads
+
+BLOCK = 1024  # elements sorted by comparison: at N = 65,536 67 M comparisons, 64 blocks to search
+SLICE = 64  # elements ranked by one program
+OTHERS = 32  # blocks searched at once
+PIECE = 32  # sorted elements to a program: several short runs, or a part of a long one
+
+
+@triton.jit
+def embed_kernel(
+    x_p, ids_p, start_p, wte_p, wpe_p, N, T, C, V, P, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """x[n] = wte[ids[n]] + wpe[start + t]; a position past the table is padding: 0."""
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # (ROWS,)
+    cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = (n < N)[:, None] & (cols < C)[None, :]
+    t = n % T
+    if start_p is not None:
+        t += tl.load(start_p + n // T, mask=n < N, other=0)
+    token = tl.load(ids_p + n, mask=n < N, other=0)
+    known, placed = (token >= 0) & (token < V), (t >= 0) & (t < P)
+    wte_p += token.to(tl.int64)[:, None] * C + cols[None, :]
+    wpe_p += t[:, None] * C + cols[None, :]
+    x = tl.load(wte_p, mask=mask & known[:, None], other=float("nan")).to(tl.float32)
+    x += tl.load(wpe_p, mask=mask & placed[:, None], other=0).to(tl.float32)
+    x = tl.where(placed[:, None], x, 0)
+    store(x_p + n.to(tl.int64)[:, None] * C + cols[None, :], x, mask, False)
+
+
+def embed(x, ids, wte, wpe, add):
+    """x (B, T, C) = wte[ids] + wpe[:T]; ids (B, T), wte (V, C), wpe (P, C)."""
+    embed_at(x, ids, None, wte, wpe, add)
+
+
+def embed_at(x, ids, start, wte, wpe, add):
+    """x (B, T, C) = wte[ids] + wpe[start + t]; start (B,), or None for 0."""
+    B, T, C = x.shape
+    grid = (triton.cdiv(B * T, ROWS), triton.cdiv(C, COLUMNS))
+    embed_kernel[grid](
+        x, ids, start, wte, wpe, B * T, T, C, wte.shape[0], wpe.shape[0],
+        ROWS=ROWS, COLUMNS=COLUMNS,
+    )  # fmt: skip
+
+
+@triton.jit
+def add_positions_kernel(
+    dwpe_p, dx_p, B, T, C, ADD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """dwpe[t] (+)= Σ_b dx[b,t], 0 from position T on."""
+    t = tl.program_id(0)
+    cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, tl.where(t < T, B, 0), ROWS):  # 8
+        b = first + tl.arange(0, ROWS)
+        mask = (b < B)[:, None] & (cols < C)[None, :]
+        offs = (b.to(tl.int64) * T + t)[:, None] * C + cols[None, :]
+        acc += tl.load(dx_p + offs, mask=mask, other=0).to(tl.float32)  # 7
+    store(dwpe_p + t * C + cols, tl.sum(acc, 0), cols < C, ADD)
+
+
+@triton.jit
+def element(ids_p, first, place, N, V, BLOCK: tl.constexpr):
+    """token·BLOCK + place, what is sorted, of one place in the block that begins at `first`.  A
+    token that is not in the table, or lies past the end, is V: last."""
+    token = tl.load(ids_p + first + place, mask=first + place < N, other=V)
+    return tl.where((token < 0) | (token > V), V, token) * BLOCK + place
+
+
+@triton.jit
+def sort_blocks_kernel(keys_p, ids_p, N, V, BLOCK: tl.constexpr, SLICE: tl.constexpr):
+    """keys[block] = the elements of the block in order."""
+    first = tl.program_id(0) * BLOCK
+    mine = element(ids_p, first, tl.program_id(1) * SLICE + tl.arange(0, SLICE), N, V, BLOCK)
+    rank = tl.zeros((SLICE,), tl.int32)
+    for other in range(0, BLOCK, SLICE):
+        theirs = element(ids_p, first, other + tl.arange(0, SLICE), N, V, BLOCK)
+        rank += tl.sum((theirs[None, :] < mine[:, None]).to(tl.int32), 1)
+    tl.store(keys_p + first + rank, mine)
+
+
+@triton.jit
+def merge_blocks_kernel(
+    sorted_p, order_p, keys_p, blocks,
+    BLOCK: tl.constexpr, SLICE: tl.constexpr, OTHERS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """sorted: all tokens in order; order: where each stands in ids, equal ones as they come."""
+    block, rank = tl.program_id(0), tl.program_id(1) * SLICE + tl.arange(0, SLICE)
+    key = tl.load(keys_p + block * BLOCK + rank)
+    token, n = key // BLOCK, block * BLOCK + key % BLOCK
+    for first in range(0, blocks, OTHERS):
+        other = first + tl.arange(0, OTHERS)
+        # Of equal tokens, those in earlier blocks come before, those in later blocks after.
+        bound = (token[:, None] + (other < block)[None, :].to(tl.int32)) * BLOCK
+        searched = (other < blocks) & (other != block)
+        less = tl.zeros((SLICE, OTHERS), tl.int32)  # keys known to be below the bound
+        for i in tl.static_range(STEPS):
+            step = BLOCK >> i
+            at = less + step - 1
+            mask = searched[None, :] & (at < BLOCK)
+            there = tl.load(keys_p + other[None, :] * BLOCK + at, mask=mask, other=2**31 - 1)
+            less += tl.where(there < bound, step, 0)
+        rank += tl.sum(less, 1)
+    tl.store(sorted_p + rank, token)
+    tl.store(order_p + rank, n)
+
+
+@triton.jit
+def add_runs_kernel(
+    dwte_p, part_p, dx_p, sorted_p, order_p, N, V, C, ADD: tl.constexpr,
+    PIECE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Sum each run in a piece: to dwte if it is whole, else to part[2·piece + (it begins here)]."""
+    piece = tl.program_id(0)
+    cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    start, end = piece * PIECE, (piece + 1) * PIECE
+    tokens = tl.load(sorted_p + start + tl.arange(0, PIECE))
+    before = tl.load(sorted_p + start - 1, mask=start > 0, other=-1)
+    after = tl.load(sorted_p + end, mask=end < N, other=-1)
+    first = start
+    while first < end:
+        token = tl.load(sorted_p + first)
+        stop = start + tl.sum((tokens <= token).to(tl.int32), 0)
+        if token < V:
+            acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+            for row in range(first, stop, ROWS):
+                offs = row + tl.arange(0, ROWS)
+                n = tl.load(order_p + offs, mask=offs < stop, other=0).to(tl.int64)
+                mask = (offs < stop)[:, None] & (cols < C)[None, :]
+                dx = tl.load(dx_p + n[:, None] * C + cols[None, :], mask=mask, other=0)
+                acc += dx.to(tl.float32)  # 4, 6
+            total = tl.sum(acc, 0)
+            begins = (first > start) | (token != before)
+            if begins & ((stop < end) | (token != after)):
+                store(dwte_p + token.to(tl.int64) * C + cols, total, cols < C, ADD)
+            else:
+                place = 2 * piece.to(tl.int64) + begins.to(tl.int32)
+                tl.store(part_p + place * C + cols, total, mask=cols < C)
+        first = stop
+
+
+@triton.jit
+def join_runs_kernel(
+    dwte_p, part_p, sorted_p, N, V, C, ADD: tl.constexpr,
+    PIECE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """dwte of a run that begins in this piece and ends in another: the sum of its partial rows."""
+    piece = tl.program_id(0)
+    cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    last = (piece + 1) * PIECE - 1
+    token = tl.load(sorted_p + last)
+    begins = token != tl.load(sorted_p + piece * PIECE - 1, mask=piece > 0, other=-1)
+    if begins & (token < V) & (token == tl.load(sorted_p + last + 1, mask=last + 1 < N, other=-1)):
+        acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+        at = last  # an element of the run: in this piece the last, in others the first
+        while token == tl.load(sorted_p + at, mask=at < N, other=-1):
+            pieces = at // PIECE + tl.arange(0, ROWS)
+            offs = tl.maximum(pieces * PIECE, last)
+            mine = token == tl.load(sorted_p + offs, mask=offs < N, other=-1)
+            rows = 2 * pieces.to(tl.int64) + (pieces == piece).to(tl.int32)
+            mask = mine[:, None] & (cols < C)[None, :]
+            acc += tl.load(part_p + rows[:, None] * C + cols[None, :], mask=mask, other=0)
+            at = (at // PIECE + ROWS) * PIECE
+        store(dwte_p + token.to(tl.int64) * C + cols, tl.sum(acc, 0), cols < C, ADD)
+
+
+@triton.jit
+def zero_kernel(y_p, N, BLOCK: tl.constexpr):
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    store(y_p + offs, tl.zeros((BLOCK,), tl.float32), offs < N, False)
+
+
+def d_embed_workspace(*, B: int, T: int, C: int, **_: object) -> int:
+    """The ids sorted in blocks, sorted, and their places; two partial rows of dwte for each piece.
+    All of 4 bytes."""
+    padded = triton.cdiv(B * T, BLOCK) * BLOCK
+    return 4 * (3 * padded + 2 * triton.cdiv(B * T, PIECE) * C)
+
+
+def d_embed(dwte, dwpe, dx, ids, add, work):
+    """dwte (V, C) and dwpe (P, C) from dx (B, T, C) and ids (B, T); both may accumulate."""
+    (B, T, C), (V, _), (P, _) = dx.shape, dwte.shape, dwpe.shape
+    N, columns = B * T, triton.cdiv(C, COLUMNS)
+    tile = {"ROWS": ROWS, "COLUMNS": COLUMNS}
+    add_positions_kernel[(T if add[1] else P, columns)](dwpe, dx, B, T, C, ADD=add[1], **tile)
+    blocks, pieces = triton.cdiv(N, BLOCK), triton.cdiv(N, PIECE)
+    keys, in_order, order = (
+        work.part(4 * i * blocks * BLOCK, "i32", blocks * BLOCK) for i in range(3)
+    )
+    part = work.part(12 * blocks * BLOCK, "fp32", 2 * pieces, C)
+    slices = (blocks, BLOCK // SLICE)
+    sort_blocks_kernel[slices](keys, ids, N, V, BLOCK=BLOCK, SLICE=SLICE)
+    merge_blocks_kernel[slices](
+        in_order, order, keys, blocks,
+        BLOCK=BLOCK, SLICE=SLICE, OTHERS=OTHERS, STEPS=BLOCK.bit_length(),
+    )  # fmt: skip
+    if not add[0]:
+        zero_kernel[(triton.cdiv(V * C, ELEMENTS),)](dwte, V * C, BLOCK=ELEMENTS)
+    tile |= {"ADD": add[0], "PIECE": PIECE}
+    add_runs_kernel[(pieces, columns)](dwte, part, dx, in_order, order, N, V, C, **tile)
+    join_runs_kernel[(pieces, columns)](dwte, part, in_order, N, V, C, **tile)
