@@ -49,6 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"backglass: {error}", file=sys.stderr)
         return error.code
+    except MemoryError as error:
+        why = str(error) or "this process may have no more"
+        print(f"backglass: there is not enough memory: {why}. Ask for less.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nbackglass: stopped", file=sys.stderr)
         return 130

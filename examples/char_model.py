@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1000)
     args = parser.parse_args(argv)
 
-    text = "".join(sources.read(args.data).texts)
+    text = "".join(b for document in sources.read(args.data).documents() for b in document)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
         path.write_text(character_tokenizer(text).to_str(), encoding="utf-8")

@@ -12,7 +12,7 @@ import tyro
 import train_gpt2 as one
 from backglass.checks.against import check_against
 from backglass.commands.convert import Convert
-from backglass.commands.data import Data, chunks
+from backglass.commands.data import Data
 from backglass.data import sources, tokenizer
 from backglass.errors import UserError
 from backglass.formats import hf, llmc
@@ -390,16 +390,6 @@ def test_every_text_starts_with_end_of_text(tmp_path):
     assert tok.decode(tokens) == f"<|endoftext|>{'the cat ' * 50}<|endoftext|>{'the dog ' * 50}"
 
 
-def test_a_text_in_chunks_has_the_tokens_of_the_whole(monkeypatch):
-    text = sources.python_docs()[:30_000]
-    tok = tokenizer.build("bpe:400", [text])
-    monkeypatch.setattr("backglass.commands.data.CHUNK", 100)
-    pieces = list(chunks(text, tok))
-    assert len(pieces) > 100 and "".join(pieces) == text
-    found = np.concatenate([tok.encode(piece) for piece in pieces])
-    np.testing.assert_array_equal(found, tok.encode(text))
-
-
 def test_a_prepared_folder_trains(tmp_path, monkeypatch):
     from backglass.cli import main
 
@@ -419,7 +409,7 @@ def test_prepare_refuses_what_cannot_work(tmp_path):
     shards = prepare(tmp_path / "a.txt", tmp_path / "shards")
     for source, out, options, words in [
         (tmp_path / "a.txt", used, {}, "not empty"),
-        (tmp_path / "a.txt", tmp_path / "a.txt", {}, "not empty"),
+        (tmp_path / "a.txt", tmp_path / "a.txt", {}, "is a file"),
         (shards, tmp_path / "y", {}, "token shards already"),
         (tmp_path / "none", tmp_path / "y", {}, "no file found"),
         (tmp_path / "a.txt", tmp_path / "y", {"tokenizer": "klingon"}, "bpe:N"),
@@ -433,7 +423,7 @@ def test_prepare_refuses_what_cannot_work(tmp_path):
 def test_a_token_that_is_no_uint16_is_refused_and_nothing_is_kept(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("some text " * 20)
     wide = np.array([3, 65535, 65536])
-    monkeypatch.setattr(tokenizer.Tokenizer, "encode", lambda self, text: wide)
+    monkeypatch.setattr(tokenizer.Tokenizer, "encode_all", lambda self, texts: [wide])
     with pytest.raises(UserError, match="token 65536 at position 2"):
         prepare(tmp_path / "a.txt", tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))

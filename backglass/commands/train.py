@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from backglass.commands.options import Count, Number, Text, opt
 from backglass.errors import wrong_use
@@ -116,6 +116,18 @@ class Train:
         None
     )
     keep: Annotated[Count, opt("newest checkpoints to keep; the best is never deleted")] = None
+    tensorboard: Annotated[
+        FlagCreatePairsOff[bool],
+        arg(help="event files for TensorBoard in the run directory; needs tensorboardX"),
+    ] = False
+    wandb: Annotated[
+        Text,
+        opt(
+            "log to a project of Weights & Biases; needs wandb; WANDB_MODE=offline is respected",
+            "PROJECT",
+            "(default: no)",
+        ),
+    ] = None
     out: Annotated[Text, opt("run directory", "DIR", "(default: runs/PRESET-DATE-TIME)")] = None
     resume: Annotated[
         bool, arg(help="continue the run in --out; its settings apply, flags given here win")
@@ -161,14 +173,11 @@ class Train:
             else presets.get(self.preset)
         )
         names = {f.name for f in dataclasses.fields(s)}
-        given = {
-            k: v for k, v in vars(self).items() if v is not None and k in names and k != "preset"
-        }
+        given = {k: v for k, v in vars(self).items() if v is not None and k in names - {"preset"}}
+        if not self.tensorboard:  # not asked for here: a resumed run goes on as it was
+            del given["tensorboard"]
         changes = read_config(Path(self.config), names) | given if self.config else given
-        try:
-            return s.replace(**changes)
-        except TypeError as error:
-            raise wrong_use(f"--config {self.config}: {error}") from None
+        return s.replace(**changes)
 
 
 def debug(s: Any) -> None:
@@ -202,12 +211,14 @@ def read_config(path: Path, names: set[str]) -> dict[str, Any]:
     import tomllib
 
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise wrong_use(f"--config {path}: there is no such file") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise wrong_use(f"--config {path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise wrong_use(f"--config {path} is a {type(found).__name__}; expected settings by name")
     found = {k.replace("-", "_"): v for k, v in found.items()}
     if unknown := sorted(set(found) - names):
         raise wrong_use(

@@ -2,7 +2,7 @@
 
 bytes      one token per byte, nothing to learn
 bpe:N      byte-level BPE with N tokens, trained on the training text
-gpt2       GPT-2's own 50,257 tokens, from the Hugging Face cache or hub
+gpt2       GPT-2's own 50,257 tokens, from the Hugging Face hub
 FILE       any tokenizer.json
 
 All of them are saved as tokenizer.json, which transformers reads too.
@@ -38,9 +38,14 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """int32 ids of text."""
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: list[str]) -> list[np.ndarray]:
+        """int32 ids of each text, computed on all cores."""
         if self.is_bytes:
-            return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-        return np.array(self.inner.encode(text, add_special_tokens=False).ids, np.int32)
+            return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+        found = self.inner.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(e.ids, np.int32) for e in found]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -54,7 +59,7 @@ class Tokenizer:
 
 
 def build(kind: str, text: Iterable[str]) -> Tokenizer:
-    """The tokenizer named on the command line; `text` is what bpe:N learns from."""
+    """The tokenizer named on the command line; `text` is what bpe:N learns from, in pieces."""
     if kind == "bytes":
         return _bytes()
     if kind.startswith("bpe:"):
@@ -74,13 +79,16 @@ def load(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer as Inner
 
     try:
-        return Tokenizer(Inner.from_str(path.read_text(encoding="utf-8")))
+        inner = Inner.from_str(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist; a checkpoint folder has a tokenizer.json"
         ) from None
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{path} is not a tokenizer.json: {error}") from None
+    inner.no_truncation()  # some files would cut a text to the context of their model,
+    inner.no_padding()  # or fill it up
+    return Tokenizer(inner)
 
 
 def byte_characters() -> dict[int, str]:
@@ -127,10 +135,13 @@ def _train_bpe(kind: str, text: Iterable[str]) -> Tokenizer:
 
 
 def _gpt2() -> Tokenizer:
-    from backglass.data.hub import fetch
+    from backglass.data import hub
 
-    path = fetch("openai-community/gpt2", "tokenizer.json", "--tokenizer FILE")
+    repo, name = "openai-community/gpt2", "tokenizer.json"
+    path = hub.kept(repo, name) or hub.fetch(repo, name, "a local one with --tokenizer FILE")
     found = load(path)
     if found.vocab_size != 50257:
-        raise UserError(f"{path} has {found.vocab_size} tokens, GPT-2 has 50,257")
+        raise UserError(
+            f"{path} has {found.vocab_size:,} tokens, GPT-2 has 50,257; delete it to fetch it again"
+        )
     return found

@@ -57,7 +57,7 @@ def read_config(folder: Path) -> gpt2.Config:
         raise UserError(
             f"{folder} has no config.json; expected a Hugging Face model folder"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(j, dict) or j.get("model_type") != "gpt2":
         kind = j.get("model_type") if isinstance(j, dict) else type(j).__name__
@@ -69,7 +69,7 @@ def read_config(folder: Path) -> gpt2.Config:
         ),
         "layer_norm_epsilon": (j.get("layer_norm_epsilon", 1e-5), (1e-5,)),
         "tie_word_embeddings": (j.get("tie_word_embeddings", True), (True,)),
-        "n_inner": (j.get("n_inner"), (None, 4 * int(j.get("n_embd", 0)))),
+        "n_inner": (j.get("n_inner"), (None, 4 * _number(j.get("n_embd")))),
         "scale_attn_by_inverse_layer_idx": (
             j.get("scale_attn_by_inverse_layer_idx", False),
             (False,),
@@ -86,7 +86,9 @@ def read_config(folder: Path) -> gpt2.Config:
             vocab_size=int(j["vocab_size"]),
             max_seq_len=int(j["n_positions"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise UserError(f"{path} is damaged: it lacks {error}") from None
+    except (TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
@@ -136,15 +138,31 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if not (folder / names[0]).exists() and index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = shard_names(index)
     for name in names:
         path = folder / name
         if not path.exists():
             raise UserError(f"{folder} has no {name}; expected a Hugging Face model folder")
         try:
             yield from load_file(path).items()
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, ValueError, OSError) as error:
             raise UserError(f"{path} is damaged: {error}") from None
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that a model.safetensors.index.json names.  Raises UserError if it is damaged."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError("it names no files, or files elsewhere")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(f"{index} is damaged: {error!r}") from None
+    return names
+
+
+def _number(value: Any) -> int:
+    """The value if it is a whole number; what else it is, is told where the config is made."""
+    return value if isinstance(value, int) else 0
 
 
 def hf_name(s: Slot) -> tuple[str, bool]:

@@ -246,13 +246,12 @@ def load(
 def find(path: str) -> Path:
     """The model folder that a path or hf:NAME means."""
     if path.startswith("hf:"):
-        from backglass.data.hub import fetch
+        from backglass.data.repositories import model_folder
 
-        names = ("config.json", "tokenizer.json", "model.safetensors")
-        return [fetch(path.removeprefix("hf:"), name, "PATH") for name in names][-1].parent
+        return model_folder(path)
     if not Path(path).exists():
         raise UserError(
-            f"there is no {path}; expected a run directory, a checkpoint, a folder saved by "
+            f"there is no {path!r}; expected a run directory, a checkpoint, a folder saved by "
             f"transformers, or hf:NAME",
             code=2,
         )

@@ -63,14 +63,20 @@ def load(folder: Path, layout: Layout, vocab_size: int) -> tuple[dict[str, np.nd
     flats = {"p": hf.tensors_in(layout, folder, vocab_size)}
     try:
         moments = load_file(folder / "state.safetensors")
-        state = State(**json.loads((folder / "meta.json").read_text())["state"])
+        state = State(**json.loads((folder / "meta.json").read_text(encoding="utf-8"))["state"])
+        if not all(isinstance(n, int) for n in (state.step, state.position, state.tokens)):
+            raise ValueError("meta.json: step, position and tokens are whole numbers")
         for group in ("m", "v"):
             flats[group] = np.zeros_like(flats["p"])
             for s in layout.slots:
                 target = flats[group][s.offset : s.offset + s.size].reshape(s.shape)
                 target[...] = moments[f"{group}/{s.name}"]
     except FileNotFoundError as error:
-        raise UserError(f"{folder} cannot be resumed: {error.filename} is missing") from None
+        name = Path(error.filename).name if error.filename else "state.safetensors"
+        raise UserError(
+            f"{folder} cannot be resumed: {name} is missing. To start from its parameters alone: "
+            f"--init {folder}"
+        ) from None
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is damaged: {error}") from None
     return flats, state
@@ -81,8 +87,11 @@ def settings_of(folder: Path) -> Settings:
     try:
         return Settings(**json.loads((folder / "meta.json").read_text())["settings"])
     except FileNotFoundError:
-        raise UserError(f"{folder} has no meta.json: not a checkpoint of backglass") from None
-    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder} has no meta.json, so it is no checkpoint that could be resumed. To start "
+            f" from its parameters alone: --init {folder}"
+        ) from None
+    except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"{folder / 'meta.json'} is damaged: {error}") from None
 
 
@@ -102,7 +111,8 @@ def step_folder(run: Path, step: int) -> Path:
 
 def steps_in(run: Path) -> list[int]:
     """Steps with a checkpoint, ascending."""
-    return sorted(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*"))
+    names = (p.name.removeprefix("step-") for p in (run / "checkpoints").glob("step-*"))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def mark_best(run: Path, step: int, val_loss: float) -> None:
@@ -111,8 +121,17 @@ def mark_best(run: Path, step: int, val_loss: float) -> None:
 
 
 def best_step(run: Path) -> int | None:
+    """The step of the best checkpoint; None before there is one.  Raises UserError if best.json is
+    damaged."""
     path = run / "checkpoints" / "best.json"
-    return json.loads(path.read_text())["step"] if path.exists() else None
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged: {error!r}. Delete it; the next best checkpoint writes it again."
+        ) from None
 
 
 def prune(run: Path, keep: int) -> None:

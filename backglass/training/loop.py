@@ -38,6 +38,7 @@ class Trainer:
         self.c, self.tokenizer, self.loader = start.c, start.tokenizer, start.loader
         self.val_windows, self.session, self.state = start.val_windows, start.session, start.state
         self.report = Report(out, s, quiet)
+        self.report.loggers = start.loggers
         self.session.device.progress = self.report.compiling
         self.report.used_bytes = self.session.device.used_bytes
         self.report.flops_per_token = 6.0 * self.session.t.layout.count
@@ -113,10 +114,7 @@ class Trainer:
         prompt = self.val_windows[0][: min(self.s.seq_len, 20)]
         text = sample_text(self.c, self.session, self.tokenizer, prompt, count, seed=self.s.seed)
         text = messages.sampled(self.state.step, self.tokenizer.decode(prompt), text)
-        self.report.say(text)
-        if self.out:
-            with (self.out / "samples.txt").open("a", encoding="utf-8") as f:
-                f.write(f"{text}\n\n")
+        self.report.sample(self.state.step, text)
 
     def _save(self) -> None:
         """A checkpoint of this step, unless there is one already or nothing is kept."""

@@ -1,5 +1,5 @@
-"""What a run says while it trains: a live line in a terminal, plain lines elsewhere; log.jsonl
-always."""
+"""What a run says while it trains: a live line in a terminal, plain lines elsewhere; log.jsonl and
+samples.txt always; other loggers where they are asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from backglass.device.process import peak_bytes
+from backglass.training import loggers
 from backglass.training.settings import Settings
 
 
@@ -18,6 +19,7 @@ class Report:
     def __init__(self, folder: Path | None, s: Settings, quiet: bool = False):
         self.folder, self.s, self.quiet = folder, s, quiet
         self.log: TextIO | None = None
+        self.loggers: list[loggers.Logger] = []
         self.live = None
         self.flops_per_token = 0.0
         self.peak_flops = 0.0
@@ -38,6 +40,17 @@ class Report:
             self.log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
         self.log.write(json.dumps({"event": event, **values}) + "\n")
         self.log.flush()
+        for logger in self.loggers:
+            logger.scalars(values["step"], loggers.scalars(event, values))
+
+    def sample(self, step: int, text: str) -> None:
+        """A text that the model wrote."""
+        self.say(text)
+        if self.folder:
+            with (self.folder / "samples.txt").open("a", encoding="utf-8") as f:
+                f.write(f"{text}\n\n")
+        for logger in self.loggers:
+            logger.text(step, text)
 
     def compiling(self, done: int, total: int) -> None:
         """A live line while kernels are compiled; a plain one at the start and the end
@@ -88,3 +101,5 @@ class Report:
         if self.log:
             self.log.close()
             self.log = None
+        for logger in self.loggers:
+            logger.close()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from backglass.device import Device
+from backglass.errors import wrong_use
 from backglass.execute.capture import Capture
 from backglass.execute.eager import Eager
 from backglass.execute.run import Run
@@ -84,8 +85,12 @@ class Session:
     def _plan(self) -> dict[str, Plan]:
         """All programs transformed as the settings say, and a place for every activation."""
         fields = [f for f in self.s.recompute.split(",") if f]
+        try:
+            micro = self.micro_program.recompute(*fields) if fields else self.micro_program
+        except ValueError as error:
+            raise wrong_use(f"--recompute {self.s.recompute}: {error}") from None
         programs = {
-            "micro": self.micro_program.recompute(*fields) if fields else self.micro_program,
+            "micro": micro,
             "update": self.update_program,
             "loss": self.loss_program,
         }

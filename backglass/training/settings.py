@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,10 @@ DTYPES = {
     "interpret": ("fp32", "bf16"),
 }
 MATMULS = {"cpu": ("own", "blas"), "cuda": ("fastest", "own", "cublaslt")}
+TYPES = {  # of a field: what it takes, and how that is called
+    "int": (numbers.Integral, "a whole number"), "float": (numbers.Real, "a number"),
+    "bool": (bool, "true or false"), "str": (str, "a text"),
+}  # fmt: skip
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 AT_LEAST_1 = (
     "layers", "heads", "channels", "seq_len", "batch_size", "schedule_steps", "keep", "val_batches",
@@ -76,10 +81,17 @@ class Settings:
     sample_every: int = 0
     save_every: int = 0
     keep: int = 3
+    tensorboard: bool = False
+    wandb: str = ""  # the project; empty: not asked for
 
     def __post_init__(self) -> None:
-        kind = self.device.partition(":")[0]
-        if kind not in DTYPES or (kind != self.device and kind != "cuda"):
+        for field in dataclasses.fields(self):
+            kind, called = TYPES[str(field.type)]
+            value = getattr(self, field.name)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise wrong_use(f"{_flag(field.name)} must be {called}, got {value!r}")
+        kind, colon, number = self.device.partition(":")
+        if kind not in DTYPES or (colon and not (kind == "cuda" and number.isdecimal())):
             raise wrong_use(
                 f"--device is one of {', '.join(DTYPES)}, cuda:N for another GPU than the first; "
                 f"got {self.device!r}"
@@ -88,7 +100,8 @@ class Settings:
             object.__setattr__(self, "dtype", DTYPES[kind][0])
         if self.matmul == "auto":
             object.__setattr__(self, "matmul", MATMULS.get(kind, ("own",))[0])
-        parse_rungs(self.rung)
+        if parse_rungs(self.rung) and kind == "numpy":
+            raise wrong_use(f"--rung {self.rung} chooses a kernel; --device numpy has none")
         self._check_numbers()
         self._one_of("schedule", SCHEDULES)
         self._one_of("attention", ("flash", "explicit"))
@@ -123,7 +136,9 @@ class Settings:
 
     def _at_least(self, name: str, low: int) -> None:
         value = getattr(self, name)
-        if not math.isfinite(value) or value < low:
+        if not math.isfinite(value):
+            raise wrong_use(f"{_flag(name)} must be a finite number, got {value}")
+        if value < low:
             raise wrong_use(f"{_flag(name)} must be at least {low}, got {value}")
 
     @property

@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ import numpy as np
 
 import backglass
 from backglass import device
-from backglass.data import loader, sources, tokenizer
+from backglass.data import encode, loader, sources, tokenizer
 from backglass.errors import UserError, wrong_use
 from backglass.formats import hf
 from backglass.models import gpt2
-from backglass.training import checkpoint
+from backglass.training import checkpoint, loggers
 from backglass.training.checkpoint import State
-from backglass.training.files import write_json
+from backglass.training.files import write_json, write_text
 from backglass.training.session import Session, device_options
 from backglass.training.settings import Settings
 
@@ -37,10 +37,14 @@ class Start:
     val_windows: np.ndarray  # (n, T + 1)
     session: Session
     state: State
+    loggers: list[loggers.Logger] = field(default_factory=list)
 
 
 def prepare(s: Settings, out: Path | None, resume: bool) -> Start:
     """Data, model and state of a run; opens its directory.  Raises UserError for any bad input."""
+    if out and not resume:
+        _refuse_used(out)
+    loggers.require(s, out)
     source = sources.read(s.data, s.format)
     tok = _tokenizer(s, source, out if resume else None)
     train_tokens, val_tokens = _tokens(s, source, tok)
@@ -55,16 +59,38 @@ def prepare(s: Settings, out: Path | None, resume: bool) -> Start:
     start = Start(c, tok, loader.Loader(train_tokens, s.seq_len, s.seed), windows, session, State())
     _load_parameters(start, s, out if resume else None)
     if out:
-        _open(out, s, start.state, resume)
+        with disk_errors(out):
+            start.loggers = loggers.start(s, out, start.state.step)
+            _open(out, s, start.state)
     return start
+
+
+def _refuse_used(out: Path) -> None:
+    if out.is_file():
+        raise wrong_use(f"--out {out} is a file; give a run directory")
+    if out.is_dir() and any(out.iterdir()):
+        raise wrong_use(
+            f"--out {out} is not empty. Add --resume to continue that run, or choose another."
+        )
 
 
 def _tokenizer(s: Settings, source: sources.Source, resumed: Path | None) -> tokenizer.Tokenizer:
     if resumed:
         return tokenizer.load(checkpoint.find(resumed) / "tokenizer.json")
-    if s.init and Path(s.init).is_dir():
-        return tokenizer.load(checkpoint.find(Path(s.init)) / "tokenizer.json")
-    return tokenizer.build(s.tokenizer, source.texts)
+    if s.init and (found := _init_folder(s) / "tokenizer.json").exists():
+        return tokenizer.load(found)
+    if source.is_tokens and s.tokenizer.startswith("bpe:"):
+        raise wrong_use(
+            f"--tokenizer {s.tokenizer} learns from text, but {s.data} holds tokens. Give the "
+            "tokenizer.json that they were made with."
+        )
+    return tokenizer.build(s.tokenizer, encode.lessons(source))
+
+
+def _init_folder(s: Settings) -> Path:
+    from backglass.infer.model import find
+
+    return find(s.init)
 
 
 def _tokens(
@@ -77,9 +103,8 @@ def _tokens(
         *rest, last = source.train
         train_part, val_part = loader.split(last, s.seq_len)
         return [*rest, train_part], [val_part]
-    train_part, val_part = loader.split(
-        np.concatenate([tok.encode(t) for t in source.texts]), s.seq_len
-    )
+    tokens = [np.empty(0, np.int32), *encode.encoded(source, tok)]
+    train_part, val_part = loader.split(np.concatenate(tokens), s.seq_len)
     return [train_part], [val_part]
 
 
@@ -88,12 +113,13 @@ def _load_parameters(start: Start, s: Settings, resumed: Path | None) -> None:
     layout, V = start.session.t.layout, start.c.vocab_size
     if resumed:
         folder = checkpoint.find(resumed)
+        checkpoint.best_step(resumed)  # now, not when the first checkpoint is deleted
         _must_match(start.c, folder, "--resume")
         found, start.state = checkpoint.load(folder, layout, V)
         start.session.load_state(found)
         start.loader.position = start.state.position
     elif s.init:
-        folder = checkpoint.find(Path(s.init))
+        folder = _init_folder(s)
         _must_match(start.c, folder, "--init")
         start.session.load_state({"p": hf.tensors_in(layout, folder, V)})
     else:
@@ -113,17 +139,11 @@ def _must_match(c: gpt2.Config, folder: Path, flag: str) -> None:
             )
 
 
-def _open(out: Path, s: Settings, state: State, resume: bool) -> None:
-    """Make the run directory.  A used one is refused unless resuming."""
-    if not resume and out.exists() and any(out.iterdir()):
-        raise wrong_use(
-            f"--out {out} is not empty. Add --resume to continue that run, or choose another."
-        )
-    with disk_errors(out):
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_json(out / "run.json", run_json(s))
-    if resume:
-        _drop_later_events(out / "log.jsonl", state.step)
+def _open(out: Path, s: Settings, state: State) -> None:
+    """Make the run directory, or forget what a resumed one logged after its checkpoint."""
+    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    write_json(out / "run.json", run_json(s))
+    drop_later_events(out / "log.jsonl", state.step)
 
 
 @contextmanager
@@ -135,20 +155,31 @@ def disk_errors(out: Path | None) -> Iterator[None]:
         raise
     except OSError as error:
         steps = checkpoint.steps_in(out) if out else []
-        last = (
-            f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint"
-        )
+        what = f"{error.filename or out} could not be written: {error.strerror or error}"
+        if not steps:
+            raise UserError(
+                f"{what}; there is no checkpoint yet. Free some space, mend the rights, or choose "
+                "another --out."
+            ) from None
         raise UserError(
-            f"{error.filename or out} could not be written: {error.strerror or error}; {last}. "
-            "Free some space or mend the rights, then add --resume."
+            f"{what}; the last good checkpoint is step {steps[-1]}. Free some space or mend the "
+            "rights, then add --resume."
         ) from None
 
 
-def _drop_later_events(path: Path, step: int) -> None:
-    """Steps after the checkpoint will be done again: forget what they logged."""
+def drop_later_events(path: Path, step: int) -> None:
+    """Steps after the checkpoint will be done again: forget what they logged, and any line that a
+    crash cut off."""
+
+    def kept(line: str) -> bool:
+        try:
+            return json.loads(line)["step"] <= step
+        except (ValueError, TypeError, KeyError):
+            return False
+
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in lines))
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        write_text(path, "".join(line for line in lines if kept(line)))
 
 
 def run_json(s: Settings) -> dict[str, Any]:
