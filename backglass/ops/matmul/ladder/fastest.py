@@ -5,10 +5,13 @@ derivative 0.50 ms, where cuBLASLt's product takes 0.43 and the pass over memory
 cuBLASLt for the bare ones: 4 to 15 % faster (65,536 rows of GPT-2 124M, bf16, H200, 2026-11-24).
 """
 
-from backglass.ops.matmul.gpu import d_matmul_x_gelu, matmul_gelu
-from backglass.ops.matmul.ladder.cublaslt import (
+from backglass.ops.matmul.gpu import (
     d_matmul_w,
     d_matmul_w_workspace,
+    d_matmul_x_gelu,
+    matmul_gelu,
+)
+from backglass.ops.matmul.ladder.cublaslt import (
     d_matmul_x,
     d_matmul_x_workspace,
     matmul,
