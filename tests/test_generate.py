@@ -75,31 +75,47 @@ def test_an_op_for_pieces_equals_the_one_for_the_whole(name):
     assert found and max(found.values()) < 1e-12, found
 
 
+def attend(dev, qkv, cache, start) -> list[np.ndarray]:
+    """y, k and v of attention_cached for qkv (B, T, 3, NH, HS) and cache (2, B, NH, P, HS)."""
+    B, T, _, NH, HS = qkv.shape
+    memory = generate.Memory()
+    names = dict(y=(B, T, NH, HS), k=cache.shape[1:], v=cache.shape[1:], qkv=qkv.shape)
+    views = [View(n, shape, "fp32", "state") for n, shape in names.items()]
+    starts = View("start", (B,), "i32", "input")
+    for view, values in zip((*views[1:], starts), (*cache, qkv, start), strict=True):
+        memory.array(view)[...] = values
+    signature = table()["attention_cached"].signatures["attention_cached"]
+    dev.bind([make_call(signature, (*views, starts), {}, "")], memory)[0]()
+    return [memory.array(v).copy() for v in views[:3]]
+
+
 def test_the_cpu_kernel_writes_the_new_positions_of_the_cache_and_no_others():
     B, T, NH, HS, P = 3, 4, 2, 5, 6
     rng = np.random.default_rng(0)
     qkv = rng.standard_normal((B, T, 3, NH, HS)).astype(np.float32)
     cache = rng.standard_normal((2, B, NH, P, HS)).astype(np.float32)
-    found = {}
-    for dev in DEVICES:
-        memory = generate.Memory()
-        names = dict(y=(B, T, NH, HS), k=(B, NH, P, HS), v=(B, NH, P, HS), qkv=qkv.shape)
-        views = [View(n, shape, "fp32", "state") for n, shape in names.items()]
-        start = View("start", (B,), "i32", "input")
-        for view, values in zip(views[1:], (*cache, qkv), strict=True):
-            memory.array(view)[...] = values
-        memory.array(start)[...] = (0, 3, P)
-        call = make_call(table()["attention_cached"].signatures["attention_cached"],
-                         (*views, start), {}, "")  # fmt: skip
-        device.get(dev).bind([call], memory)[0]()
-        found[dev] = [memory.array(v).copy() for v in views[:3]]
-    (y, k, v), (y_want, *kv_want) = found["cpu"], found["numpy"]
+    y_want, *kv_want = attend(device.get("numpy"), qkv, cache, (0, 3, P))
+    y, k, v = attend(device.get("cpu"), qkv, cache, (0, 3, P))
     assert rms(y - y_want) < 4 * ULP * rms(y_want)
     assert np.array_equal([k, v], kv_want)
     new = qkv.transpose(2, 0, 3, 1, 4)  # (3, B, NH, T, HS)
     assert np.array_equal(k[0, :, :4], new[1, 0])
     assert np.array_equal(k[0, :, 4:], cache[0, 0, :, 4:])
     assert np.array_equal(v[1, :, 3:], new[2, 1, :, :3]) and np.array_equal(k[2], cache[0, 2])
+
+
+@pytest.mark.parametrize("chunk, threads", [(450, 1), (128, None), (100, None), (9, 1)])
+def test_the_cpu_kernel_gives_the_same_bits_for_a_prompt_in_any_chunks(chunk, threads):
+    rng = np.random.default_rng(0)
+    qkv = rng.standard_normal((1, 450, 3, 3, 24)).astype(np.float32)
+    cache = np.full((2, 1, 3, 460, 24), np.nan, np.float32)  # what is not written is not read
+    want = attend(device.get("cpu"), qkv, cache, (0,))[0]
+    dev, pieces = device.get("cpu", threads=threads), []
+    for at in range(0, 450, chunk):
+        y, *cache = attend(dev, qkv[:, at : at + chunk], np.asarray(cache), (at,))
+        pieces.append(y)
+    device.get("cpu")  # all threads again
+    assert np.array_equal(np.concatenate(pieces, 1), want)
 
 
 # ---------------------------------------------------------------- cache = whole window

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from backglass import cli, ops
-from backglass.tools import binary, curves, example, explain, llama2c, recognise, runlog
+from backglass.formats import llmc
+from backglass.models import gpt2
+from backglass.tools import curves, example, explain, llama2c, recognise, runlog
 from backglass.tools import lines as lines_tool
 
 NEW = {
@@ -281,7 +283,7 @@ def llama_model(version: int) -> bytes:
 
 
 L, C, V, VP, P, NH = 2, 8, 100, 128, 16, 2
-COUNT = binary.parameters(VP, P, L, C)
+COUNT = llmc.count_parameters(gpt2.Config(L, NH, C, V, P))
 TOKENS = np.arange(500, dtype=np.uint16).tobytes()
 LOG = b"".join(
     json.dumps(e).encode() + b"\n"
@@ -356,7 +358,7 @@ def test_inspect_survives_every_cut_and_flipped_byte(tmp_path, name):
         json.dumps(recognise.recognise(path).row(), default=str)
 
 
-@pytest.mark.parametrize("magic", [*binary.MAGICS, llama2c.MAGIC])
+@pytest.mark.parametrize("magic", [*llmc.KINDS, llama2c.MAGIC])
 @pytest.mark.parametrize("low, high", [(-3, 10), (-(2**31), 2**31)])
 def test_inspect_survives_hostile_headers(tmp_path, magic, low, high):
     rng, path = np.random.default_rng(magic % 1000), tmp_path / "x.bin"
@@ -412,9 +414,10 @@ def test_inspect_a_header_that_promises_everything_costs_nothing(tmp_path):
     assert "cut off" in found.problems[0] and peak < 32 << 20
 
 
-def test_inspect_finds_pad_rows_that_are_not_zero(tmp_path):
-    data = bytearray(FILES["model.bin"][1])
-    data[1024 + 4 * V * C + 2] = 1
+@pytest.mark.parametrize("name, width", [("model.bin", 4), ("bf16.bin", 2)])
+def test_inspect_finds_pad_rows_that_are_not_zero(tmp_path, name, width):
+    data = bytearray(FILES[name][1])
+    data[1024 + width * V * C] = 1
     (tmp_path / "m.bin").write_bytes(data)
     assert "pad rows" in recognise.recognise(tmp_path / "m.bin").problems[0]
 

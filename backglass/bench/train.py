@@ -51,6 +51,8 @@ def compare(
     others: list[Callable[[], Measured]] = []
     if rivals:
         others += [lambda: pytorch(False, job, case), lambda: pytorch(True, job, case)]
+    if rivals and device == "cuda" and job["batch_size"] <= 8:  # where launches cost most
+        others.append(lambda: pytorch(True, job, case, "reduce-overhead"))
     if llmc_folder:
         others.append(lambda: llmc.measure(llmc_folder, job, case))
     elif rivals and shape == LLMC_SHAPE and device == "cpu":
@@ -77,11 +79,12 @@ def one_file(job: dict[str, Any], case: str) -> Measured:
     return steps_of(name, case, job, measured.ours(job | {"kind": "one file", "file": str(file)}))
 
 
-def pytorch(compiled: bool, job: dict[str, Any], case: str) -> Measured:
-    """PyTorch, eager or compiled; missing, with the command that installs it, where it is not
-    there."""
-    name = "torch.compile" if compiled else "torch.eager"
-    result = measured.rival("torch_gpt2.py", ("torch",), job | {"compile": compiled})
+def pytorch(compiled: bool, job: dict[str, Any], case: str, mode: str = "") -> Measured:
+    """PyTorch, eager or compiled in a mode; missing, with the command that installs it, where it is
+    not there."""
+    name = "torch.compile" + f", {mode}" * bool(mode) if compiled else "torch.eager"
+    asked = {"compile": compiled} | ({"mode": mode} if mode else {})
+    result = measured.rival("torch_gpt2.py", ("torch",), job | asked)
     return steps_of(name, case, job, result)
 
 

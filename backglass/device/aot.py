@@ -49,7 +49,7 @@ class Aot(Gpu):
 
     def __init__(self, arch: int, rungs: dict[str, str] | None = None):
         self.arch, self.compiled = arch, []
-        self.seen: set[str] = set()
+        self.seen: set[tuple[str, str]] = set()
         super().__init__(rungs)
 
     def memory(self) -> Memory:
@@ -75,8 +75,8 @@ class Aot(Gpu):
             finally:
                 JITFunction.run = run
             for kernel in made:
-                if kernel.hash not in self.seen:
-                    self.seen.add(kernel.hash)
+                if (c.op, kernel.hash) not in self.seen:
+                    self.seen.add((c.op, kernel.hash))
                     self.compiled.append(resources(kernel, c.op, self.arch))
 
         return compile_line

@@ -109,18 +109,20 @@ def tensors_in(layout: Layout, folder: Path, vocab_size: int) -> np.ndarray:
     tensors."""
     flat = np.zeros(layout.size, DTYPES[wide(layout.dtype)])
     wanted = {hf_name(s)[0]: s for s in layout.slots}
+    shapes = tensor_shapes(layout, vocab_size)
     for name, w in read_tensors(folder):
-        short = name.removeprefix(PREFIX)
-        if short.endswith(IGNORED):
+        short = short_name(name)
+        if short is None:
             continue
         slot = wanted.pop(short, None)
         if slot is None:
             raise UserError(f"{folder} has a tensor {name} that GPT-2 does not have")
-        w = w.T if hf_name(slot)[1] else w
-        shape = (vocab_size, *slot.shape[1:]) if slot.param.name == "wte" else slot.shape
-        if w.shape != shape:
-            raise UserError(f"{folder}: {name} has shape {w.shape}, config.json promises {shape}")
+        if w.shape != shapes[short]:
+            raise UserError(
+                f"{folder}: {name} has shape {w.shape}, config.json promises {shapes[short]}"
+            )
         target = flat[slot.offset : slot.offset + slot.size].reshape(slot.shape)
+        w = w.T if hf_name(slot)[1] else w
         target[: len(w)] = w
     if wanted:
         missing = ", ".join(list(wanted)[:3])
@@ -167,3 +169,19 @@ def hf_name(s: Slot) -> tuple[str, bool]:
     """(name, transposed) of a tensor in Hugging Face's files."""
     name, _, mark = s.param.hf.format(l=s.layer).partition("^")
     return name, mark == "T"
+
+
+def short_name(name: str) -> str | None:
+    """A tensor's name without the prefix; None for one that is not a parameter of its own."""
+    short = name.removeprefix(PREFIX)
+    return None if short.endswith(IGNORED) else short
+
+
+def tensor_shapes(layout: Layout, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Short name -> shape of every tensor in Hugging Face's files."""
+    found = {}
+    for s in layout.slots:
+        name, transposed = hf_name(s)
+        shape = (vocab_size, *s.shape[1:]) if s.param.name == "wte" else s.shape
+        found[name] = shape[::-1] if transposed else shape
+    return found

@@ -122,20 +122,14 @@ def _gpt2(found: Found, path: Path) -> None:
 
 def _names(found: Found, layout: Layout, vocab_size: int) -> None:
     have = {
-        name.removeprefix(hf.PREFIX): shape
+        short: shape
         for part in found.parts
         if Path(part.path).name.startswith("model")
         for name, (_, shape) in part.tensors.items()
-        if not name.endswith(hf.IGNORED)
+        if (short := hf.short_name(name)) is not None
     }
-    if not have:
-        return
-    want = {}
-    for slot in layout.slots:
-        name, transposed = hf.hf_name(slot)
-        shape = (vocab_size, *slot.shape[1:]) if slot.param.name == "wte" else slot.shape
-        want[name] = shape[::-1] if transposed else shape
-    _compare(found, "model.safetensors", have, want)
+    if have:
+        _compare(found, "model.safetensors", have, hf.tensor_shapes(layout, vocab_size))
 
 
 def _moments(found: Found, path: Path, layout: Layout) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 LARGEST_JSON_BYTES = 40 << 20
+LARGEST_TOKENIZER_BYTES = 16 << 20
 BLOCK_BYTES = 8 << 20
+END_OF_TEXT = 50256  # GPT-2's, and its largest token
 
 
 @dataclass
@@ -111,5 +113,5 @@ def token_facts(path: Path, dtype: Any, offset: int, count: int) -> dict[str, An
     for block in blocks(path, dtype, offset, count):
         low = int(block.min()) if low is None else min(low, int(block.min()))
         high = int(block.max()) if high is None else max(high, int(block.max()))
-        ends += int((block == 50256).sum())
+        ends += int((block == END_OF_TEXT).sum())
     return {"tokens": count, "smallest": low, "largest": high, "documents": ends}

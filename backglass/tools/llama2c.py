@@ -6,12 +6,11 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from backglass.tools.found import Found
+from backglass.tools.found import LARGEST_TOKENIZER_BYTES, Found
 
 MAGIC = 0x616B3432
 NAMES = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
 LIMITS = (1 << 16, 1 << 18, 1 << 10, 1 << 10, 1 << 10, 1 << 21, 1 << 21)
-LARGEST_TOKENIZER_BYTES = 16 << 20
 
 
 def recognise(path: Path, size: int, head: bytes) -> Found | None:

@@ -7,9 +7,11 @@ import struct
 from pathlib import Path
 
 from backglass.errors import UserError, wrong_use
+from backglass.formats import llmc
 from backglass.tools import binary, folders, llama2c, textual
 from backglass.tools.found import Found
 
+LLMQ_HEADER_BYTES = 1024
 OTHERS = (
     (b"GGUF", "GGUF model"),
     (b"PK\x03\x04", "zip archive (PyTorch's .pt and .bin, NumPy's .npz)"),
@@ -48,8 +50,8 @@ def _file(path: Path) -> Found:
     if size == 0:
         return Found(str(path), "empty file", problems=["it has no bytes"])
     with path.open("rb") as f:
-        head = f.read(binary.HEADER_BYTES)
-    if found := binary.llmc(path, size, head) or _other(path, size, head):
+        head = f.read(llmc.HEADER_BYTES)
+    if found := binary.recognise(path, size, head) or _other(path, size, head):
         return found
     if path.suffix == ".safetensors" or _looks_like_safetensors(size, head):
         return textual.safetensors(path, size)
@@ -76,18 +78,18 @@ def _other(path: Path, size: int, head: bytes) -> Found | None:
 
 def _llmq_shard(path: Path, size: int, head: bytes) -> Found:
     found = Found(str(path), "llmq token shard", {"bytes": size})
-    if len(head) < binary.HEADER_BYTES:
-        found.expect_size(size, binary.HEADER_BYTES, "its header alone")
+    if len(head) < LLMQ_HEADER_BYTES:
+        found.expect_size(size, LLMQ_HEADER_BYTES, "its header alone")
         return found
     version, width, count, vocab, masks = struct.unpack("<5i", head[8:28])
     found.facts |= {"version": version, "tokens": count, "vocab_size": vocab}
     if count < 0 or width != 4:
         found.problems.append("the header's numbers cannot belong to a shard")
     elif masks:
-        if size < binary.HEADER_BYTES + 4 * count:
-            found.expect_size(size, binary.HEADER_BYTES + 4 * count, "its tokens alone")
+        if size < LLMQ_HEADER_BYTES + 4 * count:
+            found.expect_size(size, LLMQ_HEADER_BYTES + 4 * count, "its tokens alone")
     else:
-        found.expect_size(size, binary.HEADER_BYTES + 4 * count, f"a header of {count:,} tokens")
+        found.expect_size(size, LLMQ_HEADER_BYTES + 4 * count, f"a header of {count:,} tokens")
     return found
 
 

@@ -46,6 +46,7 @@ SPEC = OpSpec(
         dict(B=2, T=3, NH=3, HS=5, P=7),
         dict(B=3, T=1, NH=2, HS=24, P=130),
         dict(B=1, T=65, NH=2, HS=64, P=80),
+        dict(B=2, T=130, NH=1, HS=24, P=400),
     ),
 )
 

@@ -30,7 +30,9 @@ from backglass.device.tiles import ELEMENTS, store
 COLUMNS = 256  # of a tile: 768 is three of them, and a row of bf16 is 16 bytes for each lane
 ROWS = 8  # of a tile: 16 numbers for each of 128 threads
 
-BLOCK = 1024  # elements sorted by comparison: at N = 65,536 67 M comparisons, 64 blocks to search
+# Elements sorted by comparison: at N = 65,536 67 M comparisons, 64 blocks to search.  Small blocks
+# for the interpreter, so that a few tokens fill several.
+BLOCK = 128 if triton.knobs.runtime.interpret else 1024
 SLICE = 64  # elements ranked by one program
 OTHERS = 32  # blocks searched at once
 PIECE = 32  # sorted elements to a program: several short runs, or a part of a long one

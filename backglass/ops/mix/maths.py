@@ -35,7 +35,11 @@ SPEC = OpSpec(
     forward="att[B,NH,T,T] qkv[B,T,3,NH,HS] -> y[B,T,NH,HS]",
     backward={"d_mix": "dy[B,T,NH,HS] att qkv -> datt[B,NH,T,T] dqkv[B,T,3,NH,HS]+"},
     flops={"mix": "2*B*NH*T*T*HS", "d_mix": "4*B*NH*T*T*HS"},
-    cases=(dict(B=1, T=1, NH=1, HS=1), dict(B=2, T=7, NH=3, HS=5)),
+    cases=(
+        dict(B=1, T=1, NH=1, HS=1),
+        dict(B=2, T=7, NH=3, HS=5),
+        dict(B=1, T=130, NH=2, HS=24),
+    ),
 )
 
 

@@ -39,7 +39,11 @@ SPEC = OpSpec(
     forward="qkv[B,T,3,NH,HS] -> preatt[B,NH,T,T]",
     backward={"d_scores": "dpreatt[B,NH,T,T] qkv -> dqkv[B,T,3,NH,HS]+"},
     flops={"scores": "2*B*NH*T*T*HS", "d_scores": "4*B*NH*T*T*HS"},
-    cases=(dict(B=1, T=1, NH=1, HS=1), dict(B=2, T=7, NH=3, HS=5)),
+    cases=(
+        dict(B=1, T=1, NH=1, HS=1),
+        dict(B=2, T=7, NH=3, HS=5),
+        dict(B=1, T=130, NH=2, HS=24),
+    ),
 )
 
 
