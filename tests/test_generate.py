@@ -492,7 +492,7 @@ def test_generate_help_has_examples(command):
 @pytest.mark.parametrize(
     "args, words",
     [
-        (["nowhere"], "there is no nowhere"),
+        (["nowhere"], "there is no 'nowhere'"),
         (["m", "--temperature", "-1"], "--temperature"),
         (["m", "--temperature", "nan"], "--temperature"),
         (["m", "--top-k", "-1"], "--top-k"),

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
@@ -198,18 +198,28 @@ def write_shards(everything: Path, count: int, folder: Path, shard_tokens: int) 
             for i, start in enumerate(range(first, last, shard_tokens)):
                 path = folder / f"{split}_{i:06d}.bin"
                 size = min(shard_tokens, last - start)
-                write_shard(path, tokens, size)
+                _write_shard(path, size, _next(tokens, size))
                 rows.append({"split": split, "file": path.name, "tokens": size})
     return rows
 
 
-def write_shard(path: Path, tokens: BinaryIO, count: int) -> None:
-    """llm.c's shard of the next tokens: 256 int32 (magic, version 1, count), then uint16."""
+def _next(tokens: BinaryIO, count: int) -> Iterator[bytes]:
+    """The next `count` tokens of the file, a block at a time."""
+    for start in range(0, count, BLOCK):
+        yield tokens.read(2 * min(BLOCK, count - start))
+
+
+def write_shard(path: Path, tokens: np.ndarray) -> None:
+    """llm.c's shard of these tokens."""
+    _write_shard(path, len(tokens), [tokens.astype(np.uint16).tobytes()])
+
+
+def _write_shard(path: Path, count: int, blocks: Iterable[bytes]) -> None:
+    """256 int32 (magic, version 1, count), then the tokens as uint16."""
     from backglass.data.sources import SHARD_HEADER_BYTES, SHARD_MAGIC
 
     header = np.zeros(SHARD_HEADER_BYTES // 4, np.int32)
     header[:3] = SHARD_MAGIC, 1, count
     with path.open("wb") as f:
         f.write(header.tobytes())
-        for start in range(0, count, BLOCK):
-            f.write(tokens.read(2 * min(BLOCK, count - start)))
+        f.writelines(blocks)

@@ -89,7 +89,7 @@ def settings_of(folder: Path) -> Settings:
     except FileNotFoundError:
         raise UserError(
             f"{folder} has no meta.json, so it is no checkpoint that could be resumed. To start "
-            f" from its parameters alone: --init {folder}"
+            f"from its parameters alone: --init {folder}"
         ) from None
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"{folder / 'meta.json'} is damaged: {error}") from None
