@@ -21,7 +21,7 @@ def rows(names: list[str], B: int, T: int) -> Iterator[Compiled]:
     except ImportError:
         raise UserError(
             "bench ops --aot compiles with Triton, which is not installed (Linux only): "
-            "python -m pip install 'backglass[interpret]'"
+            "python -m pip install 'triton>=3.6,<3.10'"
         ) from None
     for arch in aot.ARCHS:
         for dtype in ("bf16", "tf32"):

@@ -15,7 +15,7 @@ from backglass.errors import UserError, wrong_use
 from backglass.execute.memory import Memory
 from backglass.view import DTYPES, View
 
-INSTALL = "python -m pip install 'backglass[gpu]'"
+INSTALL = "python -m pip install 'triton>=3.6,<3.10' cupy-cuda13x nvidia-cublas"
 
 
 class Cuda(Gpu):

@@ -47,7 +47,7 @@ class Interpret(Gpu):
         if importlib.util.find_spec("triton") is None:
             raise UserError(
                 "--device interpret runs the GPU kernels in Triton's interpreter, and Triton is "
-                "not installed (Linux only): python -m pip install 'backglass[interpret]'"
+                "not installed (Linux only): python -m pip install 'triton>=3.6,<3.10'"
             )
         if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
             raise UserError(

@@ -99,7 +99,9 @@ class Settings:
         if self.dtype == "auto":
             object.__setattr__(self, "dtype", DTYPES[kind][0])
         if self.matmul == "auto":
-            object.__setattr__(self, "matmul", MATMULS.get(kind, ("own",))[0])
+            known = MATMULS.get(kind, ("own",))
+            best = "cublaslt" if kind == "cuda" and self.dtype != "bf16" else known[0]
+            object.__setattr__(self, "matmul", best)
         if parse_rungs(self.rung) and kind == "numpy":
             raise wrong_use(f"--rung {self.rung} chooses a kernel; --device numpy has none")
         self._check_numbers()

@@ -37,7 +37,7 @@ from backglass.ops.scores.gpu import dtype_of, heads_in, load_rows, store_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)  # exp(x) = 2^(x·log2 e): the hardware has only exp2
 LN2 = tl.constexpr(0.6931471805599453)
-PROGRAMS = 132  # multiprocessors of an H100: each takes one program of the backward at a time
+PROCESSORS = 132  # multiprocessors of an H100; the backward's programs are as many as they hold
 
 # (BLOCK_M queries, BLOCK_N keys, warps, stages) by (dtype, HS > 64).  In bf16 at B = 64, NH = 12,
 # T = 1024, HS = 64 (H200, 2026-11-24): forward 315 TFLOP/s, and 299 with 128 queries; backward 209,
@@ -50,13 +50,14 @@ FORWARD = {
     ("fp32", False): (32, 32, 8, 2),
     ("fp32", True): (16, 16, 8, 2),
 }
+# … and programs of a multiprocessor, as many as its registers hold
 BACKWARD = {
-    ("bf16", False): (64, 128, 8, 3),
-    ("bf16", True): (32, 64, 8, 2),
-    ("tf32", False): (32, 32, 4, 1),
-    ("tf32", True): (32, 32, 8, 1),
-    ("fp32", False): (32, 32, 8, 1),
-    ("fp32", True): (16, 16, 8, 1),
+    ("bf16", False): (64, 128, 8, 3, 1),
+    ("bf16", True): (32, 64, 8, 2, 1),
+    ("tf32", False): (32, 32, 4, 1, 2),
+    ("tf32", True): (32, 32, 8, 1, 1),
+    ("fp32", False): (32, 32, 8, 1, 1),
+    ("fp32", True): (16, 16, 8, 1, 1),
 }
 
 
@@ -158,13 +159,13 @@ def row_dots_kernel(
 
 @triton.jit
 def d_attention_kernel(
-    dqkv_p, dq_p, q_x, kv_x, dy_x, lse_p, d_p, heads, T, NH, scale, groups,
+    dqkv_p, dq_p, q_x, kv_x, dy_x, lse_p, d_p, heads, T, NH, scale, groups, part,
     HS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, ONE_GROUP: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dk, dv of a group's columns of tiles, and their part of dq; head after head."""
+    """dk, dv of a group's columns of tiles, and their dq of `part` numbers; head after head."""
     group, slots = tl.program_id(0) % groups, tl.num_programs(0) // groups
-    dq_p += tl.program_id(0).to(tl.int64) * T * HS
+    dq_p += tl.program_id(0).to(tl.int64) * part
     rounds = tl.cdiv(tl.cdiv(T, BLOCK_N), groups)
     for head in range(tl.program_id(0) // groups, heads, slots):
         b, h = head // NH, head % NH
@@ -198,9 +199,8 @@ def d_tile(
     The tile is held transposed, keys × queries: so pᵀ and dsᵀ are in registers what the products
     for dv and dk want on their left.
     """
-    rows, cols = m + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    mask = (rows < T)[:, None] & (cols < HS)[None, :]
-    dq_p += rows[:, None] * HS + cols[None, :]
+    rows = m + tl.arange(0, BLOCK_M)
+    dq_p += rows[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     q = load_rows(q_x, b, m, T, h, 3 * NH, HS, BLOCK_M, BLOCK_D, TMA)
     dy = load_rows(dy_x, b, m, T, h, NH, HS, BLOCK_M, BLOCK_D, TMA)
     lse = tl.load(lse_p + rows, mask=rows < T, other=0) * LOG2E
@@ -213,76 +213,78 @@ def d_tile(
     dp = tl.dot(v, dy.T, input_precision=PRECISION)  # 1
     acc_dv = tl.dot(p.to(dy.dtype), dy, acc_dv, input_precision=PRECISION)  # 1
     ds = (p * (dp - d[None, :])).to(q.dtype)  # 2
-    dq = tl.load(dq_p, mask=mask & again, other=0)  # (BLOCK_M, BLOCK_D)
+    dq = tl.load(dq_p, mask=again, other=0)  # (BLOCK_M, BLOCK_D)
     dq += tl.dot(ds.T, k, input_precision=PRECISION) * scale  # 3
     acc_dk = tl.dot(ds, q, acc_dk, input_precision=PRECISION)  # 3
     if ONE_GROUP and diagonal:
         store_rows(dqkv_p, dq, b, m, T, h, 3 * NH, HS, False)
     else:
-        tl.store(dq_p, dq, mask=mask)
+        tl.store(dq_p, dq)
     return acc_dk, acc_dv
 
 
 @triton.jit
 def sum_dq_kernel(
-    dqkv_p, part_p, T, NH, groups,
+    dqkv_p, part_p, T, NH, groups, part,
     HS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dq of one column's height of rows of a head: the groups' parts, in order.
 
-    Group g's first column is g, and it has no part in the rows above that.
+    Group g's first column is g, and it has no part in the rows above that.  part: numbers in one.
     """
     head, block = tl.program_id(0) // tl.cdiv(T, BLOCK_N), tl.program_id(0) % tl.cdiv(T, BLOCK_N)
-    rows, cols = block * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    mask = (rows < T)[:, None] & (cols < HS)[None, :]
-    part_p += head.to(tl.int64) * groups * T * HS + rows[:, None] * HS + cols[None, :]
+    rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    part_p += head.to(tl.int64) * groups * part
+    part_p += rows[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     acc = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     for _ in range(tl.minimum(groups, block + 1)):
-        acc += tl.load(part_p, mask=mask, other=0)
-        part_p += T * HS
+        acc += tl.load(part_p, mask=(rows < T)[:, None], other=0)
+        part_p += part
     b, h = head // NH, head % NH
     store_rows(dqkv_p, acc, b, block * BLOCK_N, T, h, 3 * NH, HS, False)
 
 
 def d_attention_workspace(*, B: int, T: int, NH: int, HS: int, dtype: str) -> int:
     """D, and a dq in fp32 for each program: with one group 34 MB at most for T = 1024, HS = 64."""
-    programs, _ = programs_of(B * NH, T, backward_tiles(dtype, HS)[1])
-    return 4 * (B * NH * T + programs * T * HS)
+    programs, _, part = parts_of_dq(B * NH, T, HS, backward_tiles(dtype, HS))
+    return 4 * (B * NH * T + programs * part)
 
 
-def backward_tiles(dtype: str, HS: int) -> tuple[int, int, int, int]:
+def backward_tiles(dtype: str, HS: int) -> tuple[int, int, int, int, int]:
     """From the table; without a copy engine smaller ones, for addresses take registers."""
     if dtype == "bf16" and not has_copy_engine():
-        return (32, 64, 4, 1) if HS <= 64 else (32, 32, 4, 1)
+        return (32, 64, 4, 1, 2) if HS <= 64 else (32, 32, 4, 1, 2)
     return BACKWARD[dtype, HS > 64]
 
 
-def programs_of(heads: int, T: int, block_n: int) -> tuple[int, int]:
-    """(programs of the backward, of which so many share a head)."""
-    groups = max(1, min(PROGRAMS // heads, triton.cdiv(T, block_n) // 2))
-    return groups * min(heads, PROGRAMS), groups
+def parts_of_dq(heads: int, T: int, HS: int, tiles: tuple) -> tuple[int, int, int]:
+    """(programs of the backward, of which so many share a head, numbers in the dq of each)."""
+    block_m, block_n, _, _, each = tiles
+    groups = max(1, min(each * PROCESSORS // heads, triton.cdiv(T, block_n) // 2))
+    programs = groups * min(heads, each * PROCESSORS)
+    return programs, groups, triton.cdiv(T, block_m) * block_m * power_of_2(HS, 16)
 
 
 def d_attention(dqkv, dy, qkv, y, lse, add, work):
     """dqkv (B, T, 3, NH, HS) from dy and y (B, T, NH, HS), qkv, lse (B, NH, T)."""
     B, T, NH, HS = y.shape
     heads, block_d, scale = B * NH, power_of_2(HS, 16), 1 / math.sqrt(HS)
-    block_m, block_n, warps, stages = backward_tiles(dtype_of(qkv), HS)
-    programs, groups = programs_of(heads, T, block_n)
-    dq = work.part(0, "fp32", programs, T, HS)
-    d = work.part(4 * programs * T * HS, "fp32", B, NH, T)
+    tiles = backward_tiles(dtype_of(qkv), HS)
+    block_m, block_n, warps, stages, _ = tiles
+    programs, groups, part = parts_of_dq(heads, T, HS, tiles)
+    dq = work.part(0, "fp32", programs, part)
+    d = work.part(4 * programs * part, "fp32", B, NH, T)
     rows = 4096 // block_d
     row_dots_kernel[(triton.cdiv(heads * T, rows),)](
         d, dy, y, T, NH, heads * T, HS=HS, ROWS=rows, BLOCK_D=block_d
     )
     d_attention_kernel[(programs,)](
         dqkv, dq, heads_of(qkv, block_m), heads_of(qkv, block_n), heads_of(dy, block_m), lse, d,
-        heads, T, NH, scale, groups,
+        heads, T, NH, scale, groups, part,
         HS=HS, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=block_d, PRECISION=qkv.precision,
-        ONE_GROUP=groups == 1, TMA=has_descriptor(qkv), STAGES=stages,
-        num_warps=warps,
+        ONE_GROUP=groups == 1, TMA=has_descriptor(qkv), STAGES=stages, num_warps=warps,
     )  # fmt: skip
     if groups > 1:
         sum_dq_kernel[(heads * triton.cdiv(T, block_n),)](
-            dqkv, dq, T, NH, groups, HS=HS, BLOCK_N=block_n, BLOCK_D=block_d
+            dqkv, dq, T, NH, groups, part, HS=HS, BLOCK_N=block_n, BLOCK_D=block_d
         )

@@ -50,6 +50,11 @@ SPEC = OpSpec(
         dict(B=2, T=7, NH=3, HS=5),
         dict(B=1, T=130, NH=2, HS=24),
         dict(B=2, T=65, NH=1, HS=64),
+        # of the GPU's backward: more heads than programs; heads shared by programs, in turns;
+        # the tiles for large heads
+        dict(B=27, T=3, NH=5, HS=4),
+        dict(B=1, T=389, NH=1, HS=16),
+        dict(B=1, T=70, NH=1, HS=96),
     ),
 )
 

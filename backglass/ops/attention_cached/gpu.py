@@ -15,7 +15,8 @@ import triton.language as tl
 
 from backglass.device.tiles import power_of_2
 
-BLOCK_M, BLOCK_N = 16, 64  # queries (tl.dot wants 16, also for one new token) and keys of a tile
+BLOCK_M = 16  # queries of a tile: tl.dot wants 16, also for one new token
+BLOCK_N = {2: 64, 4: 32}  # keys, by bytes of a number: 64 of fp32 spill at HS = 128
 LOG2E = 1.4426950408889634
 
 
@@ -53,14 +54,15 @@ def attention_cached_kernel(
     m_i = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
     cache = tl.program_id(0).to(tl.int64) * P * HS
-    for first in range(0, tl.max(tl.where(live, s, -1), 0) + 1, BLOCK_N):
+    end = tl.max(tl.where(live, s, -1), 0) + 1  # beyond it the cache may hold anything, NaN too
+    for first in range(0, end, BLOCK_N):
         u = first + tl.arange(0, BLOCK_N)
-        there = (u < P)[:, None] & (cols < HS)[None, :]
+        there = (u < end)[:, None] & (cols < HS)[None, :]
         offs = cache + u[:, None] * HS + cols[None, :]
         k = tl.load(k_p + offs, mask=there, other=0)
         v = tl.load(v_p + offs, mask=there, other=0)
         scores = tl.dot(q, k.T, input_precision=PRECISION) * scale  # (BLOCK_M, BLOCK_N)
-        scores = tl.where((u[None, :] <= s[:, None]) & (u < P)[None, :], scores, float("-inf"))
+        scores = tl.where(u[None, :] <= s[:, None], scores, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(scores, 1))
         p = tl.exp2(scores - m_new[:, None])
         shrink = tl.exp2(m_i - m_new)
@@ -81,5 +83,5 @@ def attention_cached(y, k, v, qkv, start, add):
     )
     attention_cached_kernel[(B * NH, triton.cdiv(T, BLOCK_M))](
         y, k, v, qkv, start, T, NH, P, LOG2E / math.sqrt(HS),
-        BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, PRECISION=qkv.precision, **sizes,
+        BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N[k.dtype.itemsize], PRECISION=k.precision, **sizes,
     )  # fmt: skip

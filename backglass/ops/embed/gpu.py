@@ -22,17 +22,18 @@ No atomics, no step on the host, and an order that the ids alone decide: the sam
 An id outside the table makes its row of x NaN, which the trainer stops on, and has no gradient.
 """
 
+import math
+
 import triton
 import triton.language as tl
 
-from backglass.device.tiles import ELEMENTS, store
+from backglass.device.gpu import Tensor
+from backglass.device.tiles import ELEMENTS, power_of_2, store
 
 COLUMNS = 256  # of a tile: 768 is three of them, and a row of bf16 is 16 bytes for each lane
 ROWS = 8  # of a tile: 16 numbers for each of 128 threads
 
-# Elements sorted by comparison: at N = 65,536 67 M comparisons, 64 blocks to search.  Small blocks
-# for the interpreter, so that a few tokens fill several.
-BLOCK = 128 if triton.knobs.runtime.interpret else 1024
+BLOCK = 1024  # at most: at N = 65,536 there are 67 M comparisons and 64 blocks to search
 SLICE = 64  # elements ranked by one program
 OTHERS = 32  # blocks searched at once
 PIECE = 32  # sorted elements to a program: several short runs, or a part of a long one
@@ -92,8 +93,10 @@ def add_positions_kernel(
 
 @triton.jit
 def element(ids_p, first, place, N, V, BLOCK: tl.constexpr):
-    """token·BLOCK + place, what is sorted, of one place in the block that begins at `first`.  A
-    token that is not in the table, or lies past the end, is V: last."""
+    """What is sorted: token·BLOCK + place, of a place in the block that begins at `first`.
+
+    A token that is not in the table, or lies past the end of ids, counts as V: it comes last.
+    """
     token = tl.load(ids_p + first + place, mask=first + place < N, other=V)
     return tl.where((token < 0) | (token > V), V, token) * BLOCK + place
 
@@ -103,11 +106,11 @@ def sort_blocks_kernel(keys_p, ids_p, N, V, BLOCK: tl.constexpr, SLICE: tl.const
     """keys[block] = the elements of the block in order."""
     first = tl.program_id(0) * BLOCK
     mine = element(ids_p, first, tl.program_id(1) * SLICE + tl.arange(0, SLICE), N, V, BLOCK)
-    rank = tl.zeros((SLICE,), tl.int32)
+    less = tl.zeros((SLICE, SLICE), tl.int32)
     for other in range(0, BLOCK, SLICE):
         theirs = element(ids_p, first, other + tl.arange(0, SLICE), N, V, BLOCK)
-        rank += tl.sum((theirs[None, :] < mine[:, None]).to(tl.int32), 1)
-    tl.store(keys_p + first + rank, mine)
+        less += (theirs[None, :] < mine[:, None]).to(tl.int32)
+    tl.store(keys_p + first + tl.sum(less, 1), mine)
 
 
 @triton.jit
@@ -115,7 +118,11 @@ def merge_blocks_kernel(
     sorted_p, order_p, keys_p, blocks,
     BLOCK: tl.constexpr, SLICE: tl.constexpr, OTHERS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """sorted: all tokens in order; order: where each stands in ids, equal ones as they come."""
+    """sorted: all tokens in order; order: where each stands in ids, among equals the first first.
+
+    Triton lays the lanes of a warp along the first axis here: 32 neighbours in one block search the
+    same other block, and so read the same few lines of cache.
+    """
     block, rank = tl.program_id(0), tl.program_id(1) * SLICE + tl.arange(0, SLICE)
     key = tl.load(keys_p + block * BLOCK + rank)
     token, n = key // BLOCK, block * BLOCK + key % BLOCK
@@ -154,8 +161,8 @@ def add_runs_kernel(
         stop = start + tl.sum((tokens <= token).to(tl.int32), 0)
         if token < V:
             acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-            for row in range(first, stop, ROWS):
-                offs = row + tl.arange(0, ROWS)
+            for tile in range(first, stop, ROWS):
+                offs = tile + tl.arange(0, ROWS)
                 n = tl.load(order_p + offs, mask=offs < stop, other=0).to(tl.int64)
                 mask = (offs < stop)[:, None] & (cols < C)[None, :]
                 dx = tl.load(dx_p + n[:, None] * C + cols[None, :], mask=mask, other=0)
@@ -165,8 +172,8 @@ def add_runs_kernel(
             if begins & ((stop < end) | (token != after)):
                 store(dwte_p + token.to(tl.int64) * C + cols, total, cols < C, ADD)
             else:
-                place = 2 * piece.to(tl.int64) + begins.to(tl.int32)
-                tl.store(part_p + place * C + cols, total, mask=cols < C)
+                row = 2 * piece.to(tl.int64) + begins.to(tl.int32)
+                tl.store(part_p + row * C + cols, total, mask=cols < C)
         first = stop
 
 
@@ -202,31 +209,40 @@ def zero_kernel(y_p, N, BLOCK: tl.constexpr):
 
 
 def d_embed_workspace(*, B: int, T: int, C: int, **_: object) -> int:
-    """The ids sorted in blocks, sorted, and their places; two partial rows of dwte for each piece.
-    All of 4 bytes."""
-    padded = triton.cdiv(B * T, BLOCK) * BLOCK
+    """Ids sorted in blocks, ids sorted, their places; two partial rows for each piece."""
+    padded = triton.cdiv(B * T, block_of(B * T)) * block_of(B * T)
     return 4 * (3 * padded + 2 * triton.cdiv(B * T, PIECE) * C)
+
+
+def block_of(N: int) -> int:
+    """Elements of a block: so many that all blocks are searched at once, if BLOCK allows it."""
+    return min(BLOCK, power_of_2(triton.cdiv(N, OTHERS), SLICE))
 
 
 def d_embed(dwte, dwpe, dx, ids, add, work):
     """dwte (V, C) and dwpe (P, C) from dx (B, T, C) and ids (B, T); both may accumulate."""
     (B, T, C), (V, _), (P, _) = dx.shape, dwte.shape, dwpe.shape
-    N, columns = B * T, triton.cdiv(C, COLUMNS)
+    N, pieces, columns = B * T, triton.cdiv(B * T, PIECE), triton.cdiv(C, COLUMNS)
     tile = {"ROWS": ROWS, "COLUMNS": COLUMNS}
     add_positions_kernel[(T if add[1] else P, columns)](dwpe, dx, B, T, C, ADD=add[1], **tile)
-    blocks, pieces = triton.cdiv(N, BLOCK), triton.cdiv(N, PIECE)
-    keys, in_order, order = (
-        work.part(4 * i * blocks * BLOCK, "i32", blocks * BLOCK) for i in range(3)
-    )
-    part = work.part(12 * blocks * BLOCK, "fp32", 2 * pieces, C)
-    slices = (blocks, BLOCK // SLICE)
-    sort_blocks_kernel[slices](keys, ids, N, V, BLOCK=BLOCK, SLICE=SLICE)
-    merge_blocks_kernel[slices](
-        in_order, order, keys, blocks,
-        BLOCK=BLOCK, SLICE=SLICE, OTHERS=OTHERS, STEPS=BLOCK.bit_length(),
-    )  # fmt: skip
+    in_order, order, part = sort(ids, V, pieces, C, work)
     if not add[0]:
         zero_kernel[(triton.cdiv(V * C, ELEMENTS),)](dwte, V * C, BLOCK=ELEMENTS)
     tile |= {"ADD": add[0], "PIECE": PIECE}
     add_runs_kernel[(pieces, columns)](dwte, part, dx, in_order, order, N, V, C, **tile)
     join_runs_kernel[(pieces, columns)](dwte, part, in_order, N, V, C, **tile)
+
+
+def sort(ids: Tensor, V: int, pieces: int, C: int, work: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(the ids in order, where each stands in ids, room for partial rows), all in work."""
+    N = math.prod(ids.shape)
+    block = block_of(N)
+    blocks = triton.cdiv(N, block)
+    n = blocks * block
+    keys, in_order, order = (work.part(4 * i * n, "i32", n) for i in range(3))
+    grid, sizes = (blocks, block // SLICE), {"BLOCK": block, "SLICE": SLICE}
+    sort_blocks_kernel[grid](keys, ids, N, V, **sizes)
+    merge_blocks_kernel[grid](
+        in_order, order, keys, blocks, OTHERS=OTHERS, STEPS=block.bit_length(), **sizes
+    )
+    return in_order, order, work.part(12 * n, "fp32", 2 * pieces, C)
