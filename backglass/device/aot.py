@@ -51,6 +51,7 @@ class Aot(Gpu):
         self.arch, self.compiled = arch, []
         self.seen: set[tuple[str, str]] = set()
         super().__init__(rungs)
+        triton.runtime.driver.set_active(_Driver(arch))
 
     def memory(self) -> Memory:
         return Nowhere()

@@ -19,4 +19,17 @@ FUSED = {
         flops={"linear_xent": "6*N*C*V"},
         cases=(dict(N=1, C=3, V=5, vocab_size=5), dict(N=70, C=33, V=256, vocab_size=251)),
     ),
+    # The same without gradients, for validation.
+    "linear_xent_loss": OpSpec(
+        forward="x[N,C] w[V,C] targets[N] -> loss[N]",
+        equals="""
+            logits = matmul(x, w)
+            loss, lse = softmax_xent(logits, targets)
+        """,
+        attrs="vocab_size=0",
+        integers="targets:-1:vocab_size",
+        wide="loss",
+        flops={"linear_xent_loss": "2*N*C*V"},
+        cases=(dict(N=1, C=3, V=5, vocab_size=5), dict(N=70, C=33, V=256, vocab_size=251)),
+    ),
 }

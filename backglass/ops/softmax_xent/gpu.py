@@ -175,6 +175,27 @@ def linear_xent(loss, dx, dw, x, w, targets, dloss, vocab_size, add, work, matmu
         sum_splits(dw, replace(sums, shape=(1, V, C)), add[2])
 
 
+def linear_xent_loss_workspace(*, N, C, V, dtype, matmul, **_) -> int:
+    """A chunk's logits and lse, and what the matmul needs."""
+    rows = min(N, CHUNK)
+    size = getattr(matmul, "matmul_workspace", lambda **_: 0)
+    return shares(rows, C, V, dtype)[0] + 4 * rows + size(N=rows, C=C, O=V, dtype=dtype)
+
+
+def linear_xent_loss(loss, x, w, targets, vocab_size, add, work, matmul):
+    """loss (N,) of x (N, C)·wᵀ, w (V, C), with targets (N,)."""
+    (N, C), V = x.shape, w.shape[0]
+    for_logits, _ = shares(min(N, CHUNK), C, V, "bf16" if x.dtype.itemsize == 2 else "fp32")
+    lse = work.part(for_logits, "fp32", min(N, CHUNK))
+    rest = work.part(for_logits + 4 * min(N, CHUNK), "u8", 0)
+    for start in range(0, N, CHUNK):
+        count = min(CHUNK, N - start)
+        logits = replace(work, dtype=x.dtype, shape=(count, V), precision=x.precision)
+        multiply(matmul, "matmul", rest, logits, x.rows(start, count), w, None, (False,))
+        part = loss.rows(start, count), lse.rows(0, count), logits, targets.rows(start, count)
+        softmax_xent(*part, vocab_size, (False, False))
+
+
 def shares(rows: int, C: int, V: int, dtype: str) -> tuple[int, int]:
     """Bytes of the workspace for (a chunk's logits, dw in fp32)."""
     logits = rows * V * (2 if dtype == "bf16" else 4)
