@@ -12,7 +12,9 @@ from backglass import presets
 from backglass.checks.kernel import check_kernel
 from backglass.device import get
 from backglass.ops import table
+from backglass.program.record import make_call
 from backglass.training.session import Session, device_options
+from backglass.view import View
 
 # Not importorskip: an import decides whether this process compiles or interprets.
 pytestmark = pytest.mark.skipif(
@@ -45,6 +47,10 @@ BUGS = [
     ("gelu", "fp32", "gelu_of(x), offs < N", "gelu_of(x), offs < N - 1"),
     ("add", "fp32", "dy, offs < N, ADD_B", "dy, offs < N, ADD_A"),
     ("matmul", "fp32", "row = piece * M + m", "row = m"),
+    ("attention", "bf16", "[None, :] <= rows[:, None]", "[None, :] < rows[:, None]"),
+    ("attention", "fp32", "tl.minimum(groups, block + 1)", "tl.minimum(groups, block)"),
+    ("attention", "fp32", "heads, slots):", "slots, slots):"),
+    ("attention", "fp32", "mask=again", "mask=again | (m > first)"),
 ]  # fmt: skip
 
 
@@ -65,6 +71,24 @@ def test_kernel_check_catches_a_bug_planted_into_a_gpu_kernel(
     monkeypatch.setitem(sys.modules, f"{op.package}.gpu", mutant)
     with np.errstate(all="ignore"):
         assert not all(r.ok for r in check_kernel(op, device, dtype))
+
+
+def test_interpreted_attention_cached_reads_nothing_beyond_the_last_position():
+    B, T, NH, HS, P, start = 1, 3, 2, 16, 90, 70
+    shapes = dict(y=(B, T, NH, HS), k=(B, NH, P, HS), v=(B, NH, P, HS), qkv=(B, T, 3, NH, HS))
+    views = [View(name, shape, "fp32", "state") for name, shape in shapes.items()]
+    views.append(View("start", (B,), "i32", "input"))
+    found = {}
+    for unwritten in (0, np.nan):
+        memory, rng = get("interpret").memory(), np.random.default_rng(0)
+        for v in views:
+            memory.write(v, start if v.name == "start" else rng.standard_normal(v.shape))
+        for v in views[1:3]:
+            memory.array(v)[:, :, start:] = unwritten
+        call = make_call(table()["attention_cached"].signatures["attention_cached"], views, {}, "")
+        get("interpret").bind([call], memory)[0]()
+        found[str(unwritten)] = memory.read(views[0])
+    assert np.array_equal(found["0"], found["nan"])
 
 
 def tiny(device, **changes):

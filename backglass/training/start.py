@@ -55,7 +55,12 @@ def prepare(s: Settings, out: Path | None, resume: bool) -> Start:
     for part in (train_tokens, val_tokens):
         loader.check_range(part, c.vocab_size, s.data)
     windows = loader.Loader(val_tokens, s.seq_len, s.seed).spread(s.val_batches * s.batch_size)
-    session = Session(c, s, device.get(s.device, **device_options(s)))
+    on = device.get(s.device, **device_options(s))
+    if on.name == "cuda" and s.dtype not in on.dtypes:
+        raise wrong_use(
+            f"--dtype {s.dtype}: {s.device} has {', '.join(on.dtypes)}; add --dtype fp32"
+        )
+    session = Session(c, s, on)
     start = Start(c, tok, loader.Loader(train_tokens, s.seq_len, s.seed), windows, session, State())
     _load_parameters(start, s, out if resume else None)
     if out:
