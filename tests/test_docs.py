@@ -119,3 +119,11 @@ def test_a_path_or_function_that_does_not_exist_is_found():
     text = "`backglass/nothing.py`, `train_gpt2.py:nothing`, `backglass/ops/*/maths.py`, `docs/`"
     assert missing(text) == ["backglass/nothing.py", "train_gpt2.py:nothing"]
     assert missing("https://example.org/backglass/nothing.py and llmc/adamw.cuh") == []
+
+
+def test_the_japanese_readme_has_the_same_code_blocks():
+    def blocks(name: str) -> list[str]:
+        return re.findall(r"^```[^\n]*\n.*?^```", (ROOT / name).read_text("utf-8"), re.S | re.M)
+
+    assert len(blocks("README.md")) > 10
+    assert blocks("README.ja.md") == blocks("README.md")

@@ -51,6 +51,16 @@ BUGS = [
     ("attention", "fp32", "tl.minimum(groups, block + 1)", "tl.minimum(groups, block)"),
     ("attention", "fp32", "heads, slots):", "slots, slots):"),
     ("attention", "fp32", "mask=again", "mask=again | (m > first)"),
+    ("softmax_xent", "fp32", "acc * tl.exp(m_i - m_new)", "acc"),
+    ("softmax_xent", "fp32", "tl.where(cols < vocab_size, z", "tl.where(cols < V, z"),
+    ("softmax_xent", "fp32", "weight, V, vocab_size, BLOCK_V)", "weight, V, V, BLOCK_V)"),
+    ("embed", "fp32", "begins & (token != after)", "begins"),
+    ("embed", "fp32", "at = (at // PIECE + ROWS) * PIECE", "at = N"),
+    ("dropout", "fp32", "z >> 27", "z >> 26"),
+    ("global_norm", "fp32", "tl.num_programs(0).to(tl.int64) * BLOCK", "BLOCK"),
+    ("clip", "fp32", "tl.maximum(norm, max_norm)", "norm"),
+    ("adamw", "fp32", "offs < decay_size", "offs <= decay_size"),
+    ("adamw", "bf16", "w_p = p_p if master_p is None else master_p", "w_p = p_p"),
 ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ SPEC = OpSpec(
     wide="norm scale hyper",
     positive="norm hyper",
     flops={"clip": "2"},
-    cases=(dict(),),
+    cases=(dict(), dict(), dict(), dict()),  # four draws: norm above and below max_norm
 )
 
 

@@ -168,8 +168,8 @@ def add_runs_kernel(
                 dx = tl.load(dx_p + n[:, None] * C + cols[None, :], mask=mask, other=0)
                 acc += dx.to(tl.float32)  # 4, 6
             total = tl.sum(acc, 0)
-            begins = (first > start) | (token != before)
-            if begins & ((stop < end) | (token != after)):
+            begins = token != before
+            if begins & (token != after):
                 store(dwte_p + token.to(tl.int64) * C + cols, total, cols < C, ADD)
             else:
                 row = 2 * piece.to(tl.int64) + begins.to(tl.int32)

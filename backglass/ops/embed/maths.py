@@ -43,7 +43,7 @@ SPEC = OpSpec(
     cases=(
         dict(B=1, T=1, V=1, P=1, C=1),
         dict(B=2, T=5, V=11, P=8, C=7),
-        dict(B=347, T=3, V=9, P=4, C=5),
+        dict(B=347, T=3, V=3, P=4, C=5),
     ),
 )
 

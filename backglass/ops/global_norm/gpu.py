@@ -46,7 +46,7 @@ def global_norm_workspace(**_: object) -> int:
 def global_norm(norm, dp, add, work):
     """norm (1,) = √(Σ dp²), dp (N,)."""
     (N,) = dp.shape
-    programs = min(PROGRAMS, triton.cdiv(N, BLOCK))
+    programs = min(PROGRAMS, triton.cdiv(N, STAGES * BLOCK))
     sums = work.part(0, "fp64", programs)
     sum_of_squares_kernel[(programs,)](sums, dp, N, BLOCK=BLOCK, STAGES=STAGES, num_warps=8)
     global_norm_kernel[(1,)](norm, sums, programs, BLOCK=triton.next_power_of_2(PROGRAMS))
