@@ -26,10 +26,10 @@ def _cache_folder() -> Path:
 
 
 # Before Numba is imported.  Between two parallel loops a thread may spin or sleep.  A sleeping one
-# wakes late: a step of tiny takes 31 ms.  A spinning one that lost its core to another process holds
-# up the next loop: 21 ms idle, 164 beside a busy process.  Spinning for 2,000 rounds, then sleeping:
-# 23 idle, 47 beside it, where sleeping alone takes 42 (2 cores of an Intel Sapphire Rapids,
-# 2026-11-24).  The first is for GNU's OpenMP and wins over the second, which others understand.
+# wakes late: a step of tiny takes 31 ms.  A spinning one that lost its core to another process
+# holds up the next loop: 21 ms idle, 164 beside a busy process.  Spinning for 2,000 rounds, then
+# sleeping: 23 idle, 47 beside it, where sleeping alone takes 42 (2 cores of an Intel Sapphire
+# Rapids, 2026-11-24).  The first is for GNU's OpenMP and wins over the second, for others.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
