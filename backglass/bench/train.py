@@ -39,6 +39,8 @@ def compare(
     shape = (job["batch_size"], job["seq_len"])
     device = job.get("device", "cpu")
     case = case_of(preset, *shape, device, job.get("dtype", "fp32"))
+    if job.get("recompute"):
+        case += "-recompute-" + job["recompute"].replace(",", "-")
     library, its_name = {"cpu": ("blas", "BLAS"), "cuda": ("cublaslt", "cuBLASLt")}[device]
     own: list[Callable[[], Measured]] = [
         lambda: package(job | {"matmul": "own"}, case),

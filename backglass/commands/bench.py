@@ -266,16 +266,21 @@ class Bench:
         import backglass
 
         versions = {"backglass": backglass.__version__, "python": platform.python_version()}
-        for name in ("numpy", "numba", "torch", "transformers"):
+        names = ("numpy", "numba", "torch", "transformers")
+        if self.device == "cuda":
+            names += ("triton", "cupy-cuda13x", "cupy-cuda12x")
+        for name in names:
             try:
                 versions[name] = version(name)
             except PackageNotFoundError:  # a rival that is not installed
                 pass
         if self.llmc:
             versions["llm.c"] = commit(Path(self.llmc))
+        gpu = {"gpu": gpu_name()} if self.device == "cuda" else {}
         return {
-            "machine": {
-                "cpu": cpu_name(), "cores": os.cpu_count(), "platform": platform.platform(),
+            "machine": gpu | {
+                "cpu": cpu_name(), "cores": os.cpu_count(),
+                "platform": f"{platform.system()} {platform.machine()}",
             },
             "versions": versions,
             "commit": commit(Path(__file__).parent),
@@ -290,6 +295,16 @@ def commit(folder: Path) -> str:
         ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     )
     return git.stdout.strip() or "unknown"
+
+
+def gpu_name() -> str:
+    """Name and driver of the first GPU, as nvidia-smi tells them, or unknown."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.splitlines()[0].replace(", ", ", driver ")
 
 
 def cpu_name() -> str:
