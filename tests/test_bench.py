@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import train_gpt2 as one
-from backglass import cli, presets
+from backglass import presets
 from backglass.bench import generate, llmc, measured, ops, start, table, train, worker
 from backglass.bench.measured import RATE, TIME, Measured
 from backglass.errors import UserError
@@ -31,22 +31,6 @@ print("step 1: train loss 10.900000 (took 500.0 ms)")
 print("step 2: train loss 10.800000 (took 400.0 ms)")
 print("step 3: train loss 10.700000 (took 800.0 ms)")
 """
-
-
-@pytest.fixture
-def run(capsys):
-    """(exit code, output) of a command; never a traceback."""
-
-    def run(*args: str) -> tuple[int, str]:
-        try:
-            code = cli.main([str(a) for a in args])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        shown = capsys.readouterr()
-        assert "Traceback" not in shown.out + shown.err
-        return code, shown.out + shown.err
-
-    return run
 
 
 @pytest.fixture

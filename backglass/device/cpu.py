@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from backglass.device import compile, host, process
+from backglass.device import compile, host
+from backglass.device.process import HostMemory
 from backglass.device.reference import operands
 from backglass.errors import wrong_use
 from backglass.execute.memory import Memory, aligned_zeros
@@ -20,7 +21,7 @@ from backglass.program.record import Call
 numba = host.numba  # imported there, after its environment was set
 
 
-class Cpu:
+class Cpu(HostMemory):
     """Binds calls to ops/<op>/cpu.py, or to the rung chosen for an op: rungs={"matmul":
     "v2_blocked"}."""
 
@@ -38,9 +39,6 @@ class Cpu:
         self.progress: Callable[[int, int], None] = lambda done, total: None
         self.work = aligned_zeros(0, np.dtype(np.float32))
 
-    def memory(self) -> Memory:
-        return Memory()
-
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]:
         calls = list(calls)
         self._grow(calls)
@@ -50,15 +48,6 @@ class Cpu:
         need = self.workspace_bytes(calls) // 4
         if need > self.work.size:
             self.work = aligned_zeros(need, np.dtype(np.float32))
-
-    def free_bytes(self) -> int | None:
-        return None
-
-    def used_bytes(self) -> int:
-        return process.peak_bytes()
-
-    def peak_flops(self, dtype: str) -> float:
-        return process.blas_flops()
 
     def workspace_bytes(self, calls: Iterable[Call]) -> int:
         return 4 * max((self.workspace(c) for c in calls), default=0)

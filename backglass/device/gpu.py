@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from backglass.device import process
+from backglass.device.process import HostMemory
 from backglass.errors import wrong_use
 from backglass.execute.memory import Memory
 from backglass.ops import known_rungs, rungs_of, signature, table
@@ -59,7 +59,7 @@ class Tensor:
         return Tensor(self.address + start, DTYPES[dtype], shape)
 
 
-class Gpu:
+class Gpu(HostMemory):
     """Binds calls to ops/<op>/gpu.py, or to the rung chosen for an op."""
 
     name = ""
@@ -73,9 +73,6 @@ class Gpu:
                 raise wrong_use(f"--rung {name}={rung}: {known_rungs(name, 'gpu')}")
         self.progress: Callable[[int, int], None] = lambda done, total: None
         self.scratch = View("workspace", (0,), "u8", "state", "workspace")
-
-    def memory(self) -> Memory:
-        return Memory()
 
     def prepare(self, calls: Iterable[Call], memory: Memory) -> None:
         pass  # Triton compiles a kernel when it is first launched
@@ -111,15 +108,6 @@ class Gpu:
         if n := self.workspace(c):
             named["work"] = Tensor(self.scratch_memory.address(self.scratch), DTYPES["u8"], (n,))
         return functools.partial(launcher, *args, *c.attrs.values(), c.add, **named)
-
-    def free_bytes(self) -> int | None:
-        return None
-
-    def used_bytes(self) -> int:
-        return process.peak_bytes()
-
-    def peak_flops(self, dtype: str) -> float:
-        return process.blas_flops()
 
     def workspace_bytes(self, calls: Iterable[Call]) -> int:
         return max((self.workspace(c) for c in calls), default=0)

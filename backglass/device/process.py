@@ -7,6 +7,8 @@ import time
 
 import numpy as np
 
+from backglass.execute.memory import Memory
+
 
 def peak_bytes() -> int:
     """Peak resident memory of this process; 0 where the system does not say."""
@@ -27,3 +29,19 @@ def blas_flops() -> float:
         a @ a
         times.append(time.perf_counter() - start)
     return 2 * 768**3 / min(times)
+
+
+class HostMemory:
+    """The part of a Device that is the same where its memory is this process's."""
+
+    def memory(self) -> Memory:
+        return Memory()
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def used_bytes(self) -> int:
+        return peak_bytes()
+
+    def peak_flops(self, dtype: str) -> float:
+        return blas_flops()

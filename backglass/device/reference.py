@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from backglass.device import process
+from backglass.device.process import HostMemory
 from backglass.execute.memory import Memory
 from backglass.ops import signature, table
 from backglass.program.fuse import parse
@@ -15,25 +15,13 @@ from backglass.program.record import Call
 from backglass.spec import Operand, Signature
 
 
-class Reference:
+class Reference(HostMemory):
     name = "numpy"
     dtypes = ("fp32",)
     captures = False
 
     def __init__(self) -> None:
         self.progress: Callable[[int, int], None] = lambda done, total: None
-
-    def memory(self) -> Memory:
-        return Memory()
-
-    def free_bytes(self) -> int | None:
-        return None
-
-    def used_bytes(self) -> int:
-        return process.peak_bytes()
-
-    def peak_flops(self, dtype: str) -> float:
-        return process.blas_flops()
 
     def workspace_bytes(self, calls: Iterable[Call]) -> int:
         return 0  # not asked, where memory has no limit
