@@ -415,9 +415,10 @@ def test_results_file_says_how_it_was_made(run, monkeypatch, tmp_path):
 @pytest.mark.oracle
 def test_pytorch_rival_trains_on_the_same_protocol():
     pytest.importorskip("torch")
-    job = TINY | {"batch_size": 2, "seq_len": 7, "compile": False}
+    job = TINY | {"device": "cpu", "batch_size": 2, "seq_len": 7, "compile": False}
     needs = ("torch",)
     once, thrice = (measured.rival("torch_gpt2.py", needs, job | {"steps": n}) for n in (1, 3))
+    assert "error" not in once, once
     assert (len(once["ms"]), len(thrice["ms"])) == (1, 3) and thrice["peak_bytes"] > 0
     assert 0 < thrice["loss"] < once["loss"]
 
