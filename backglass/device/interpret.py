@@ -55,6 +55,7 @@ class Interpret(Gpu):
                 "interpret them in a new one, or set TRITON_INTERPRET=1 before it starts"
             )
         os.environ["TRITON_INTERPRET"] = "1"
+        os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
         mend()
         super().__init__(rungs)
 

@@ -22,6 +22,9 @@ VERSIONS = {
 }
 
 GPU_VERSIONS = {
+    "v1": "backglass.ops.matmul.ladder.v1_thread",
+    "v2": "backglass.ops.matmul.ladder.v2_shared",
+    "v3": "backglass.ops.matmul.ladder.v3_registers",
     "v4": "backglass.ops.matmul.ladder.v4_plain",
     "v5": "backglass.ops.matmul.ladder.v5_tma",
     "v6": "backglass.ops.matmul.gpu",
