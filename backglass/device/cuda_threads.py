@@ -14,7 +14,7 @@ a breakpoint() stops inside one of them.  It has no shuffles; `shuffle` imitates
 all threads of the block take part.
 
 Operands are arrays.  One that is bf16 holds its bits, 16-bit integers: `f32` reads a number of it,
-`put` writes one.  One that is absent has no elements.
+`like` makes one.  One that is absent has no elements.
 
 NUMBA_ENABLE_CUDASIM is read when numba.cuda is first imported: a process compiles or simulates.
 """
@@ -68,13 +68,10 @@ def blocks_for(count: int, threads: int) -> int:
 # ------------------------------------------------------------ what a thread calls
 
 
-@device
-def shuffle(x, step):
-    """The x of the warp's thread whose number differs in the bit `step`."""
-    return cuda.shfl_xor_sync(ALL, x, step)
+if SIMULATED:  # there `cuda` is the simulated one in a kernel's own module only
 
-
-if SIMULATED:
+    def sync():
+        threading.current_thread().syncthreads()
 
     def shuffle(x, step):
         thread: Any = threading.current_thread()
@@ -85,17 +82,17 @@ if SIMULATED:
         thread.syncthreads()
         return found
 
+else:
 
-@device
-def sync():
-    """Wait for the other threads of the block."""
-    cuda.syncthreads()
-
-
-if SIMULATED:  # there `cuda` means the simulated one in a kernel's own module only
-
+    @cuda.jit(device=True)
     def sync():
-        threading.current_thread().syncthreads()
+        """Wait for the other threads of the block."""
+        cuda.syncthreads()
+
+    @cuda.jit(device=True)
+    def shuffle(x, step):
+        """The x of the warp's thread whose number differs in the bit `step`."""
+        return cuda.shfl_xor_sync(ALL, x, step)
 
 
 @device
@@ -203,17 +200,17 @@ def device_array(operand: Any) -> Any:
 
 
 def host_array(operand: Any) -> Any:
-    """The same memory as a NumPy array, for the simulator."""
+    """What the simulator takes for it: the memory itself, where of a NumPy array it makes a copy."""
+    from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
     if operand is None:
-        return np.empty(0, np.float32)
+        return FakeCUDAArray(np.empty(0, np.float32))
     if not has_memory(operand):
         return operand
-    if isinstance(operand, Transposed):
-        return host_array(operand.of).T
-    raw = (ctypes.c_char * (math.prod(operand.shape) * operand.dtype.itemsize)).from_address(
-        operand.address
-    )
-    return np.frombuffer(raw, held(operand)).reshape(operand.shape)
+    t = operand if isinstance(operand, Tensor) else operand.of
+    raw = (ctypes.c_char * (math.prod(t.shape) * t.dtype.itemsize)).from_address(t.address)
+    array = np.frombuffer(raw, held(t)).reshape(t.shape)
+    return FakeCUDAArray(array if t is operand else array.T)
 
 
 def has_memory(operand: Any) -> bool:

@@ -29,3 +29,10 @@ VERSIONS = {
     "v2": "backglass.ops.layernorm.ladder.v2_two_pass",
     "v3": "backglass.ops.layernorm.cpu",
 }
+
+GPU_VERSIONS = {
+    "v1": "backglass.ops.layernorm.ladder.v1_row",
+    "v2": "backglass.ops.layernorm.ladder.v2_block",
+    "v3": "backglass.ops.layernorm.ladder.v3_warp",
+    "v4": "backglass.ops.layernorm.gpu",
+}
