@@ -22,15 +22,25 @@ NUMBA_ENABLE_CUDASIM is read when numba.cuda is first imported: a process compil
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import math
+import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import cuda
 
 from backglass.device.gpu import OutOfBounds, Tensor
+from backglass.errors import UserError
+
+if importlib.util.find_spec("numba_cuda") is None:
+    raise UserError(
+        "this rung is written in CUDA's thread model, which needs numba-cuda (Linux): "
+        "python -m pip install 'numba-cuda>=0.30'"
+    )
+from numba import cuda
 
 SIMULATED = cuda.config.ENABLE_CUDASIM
 SIDE = 4 if SIMULATED else 16  # of a square block of threads; Python's take a millisecond each
@@ -46,13 +56,22 @@ def device(function: Any) -> Any:
     return function if SIMULATED else cuda.jit(device=True)(function)
 
 
+instead: Callable[[Any, Any, tuple], None] | None = None  # of running: what the aot device does
+
+
 def launch(run: Any, blocks: Any, threads: Any, *operands: Any) -> None:
     """Run a kernel on `blocks` × `threads` threads; each an int or a tuple (x, y)."""
-    if SIMULATED:
+    if instead:
+        instead(run, threads, operands)
+    elif SIMULATED:
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(1e-4)  # the simulator's own thread waits by asking again and again
         try:
             run[blocks, threads](*map(host_array, operands))
         except IndexError as error:
             raise OutOfBounds(f"{run.__name__}: {error}") from None
+        finally:
+            sys.setswitchinterval(usual)
     else:
         import cupy
 
@@ -200,7 +219,7 @@ def device_array(operand: Any) -> Any:
 
 
 def host_array(operand: Any) -> Any:
-    """What the simulator takes for it: the memory itself, where of a NumPy array it makes a copy."""
+    """What the simulator takes for it: the memory itself; of a NumPy array it would copy."""
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
     if operand is None:

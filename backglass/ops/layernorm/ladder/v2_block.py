@@ -7,8 +7,8 @@
                         └─┴─┴─┴─┘               a quarter, … until one number is left
                         A B C D    ->  A' B'  ->  A''
 
-For dw and db a block takes SIDE columns, with SIDE threads down each of them: SIDE times the threads
-of rung 1, still only as many blocks as C / SIDE.
+For dw and db a block takes SIDE columns, with SIDE threads down each of them: SIDE times as many
+threads as in rung 1, in C / SIDE blocks.
 """
 
 import math

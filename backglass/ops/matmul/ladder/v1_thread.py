@@ -1,12 +1,14 @@
 """matmul on the GPU, rung 1: the formula.  One thread, one output; it reads all it needs itself.
 
-    out[m, n] = Σ_k a[m, k]·b[k, n] + bias[n]      matmul       y  = x·wᵀ + b      b is w transposed
-                                                   d_matmul_x   dx = dy·w
-                                                   d_matmul_w   dw = dyᵀ·x         a is dy transposed
+    out[m, n] = Σ_k a[m, k]·b[k, n] + bias[n]
+
+    matmul       y  = x·wᵀ + b      b is w transposed
+    d_matmul_x   dx = dy·w
+    d_matmul_w   dw = dyᵀ·x         a is dy transposed
+
 Every multiplication fetches two numbers.  The 32 threads of a warp stand side by side in a row of
-`out`: they ask for the same number of a, which is fetched once for all of them, and for 32
-neighbours in a row of b, one fetch as well.  Where b is transposed those lie a whole row of w apart,
-and it takes 32.
+`out`: they ask for the same number of a, one fetch for all of them, and for 32 neighbours in a row
+of b, one fetch too.  Where b is transposed those lie a whole row of w apart, and it takes 32.
 """
 
 from numba import cuda

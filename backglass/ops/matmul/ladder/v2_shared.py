@@ -1,12 +1,13 @@
 """matmul on the GPU, rung 2: the threads of a block fetch tiles together, into shared memory.
 
-              b   +------+        A block makes a TILE×TILE piece of `out`, a thread one number of it.
-                  | tile | K      Along K, tile after tile: every thread fetches one number of a's
-                  +------+        tile and one of b's, all wait, every thread multiplies a row of one
-     a +------+   +------+        by a column of the other, all wait again.
+              b   +------+       A block makes a TILE×TILE piece of `out`, a thread one number of
+                  | tile | K     it.  Tile after tile along K: every thread fetches one number of
+                  +------+       a's tile and one of b's, all wait, every thread multiplies a row
+     a +------+   +------+       of one by a column of the other, all wait again.
        | tile |   | out  |
-       +------+   +------+        A number fetched from memory is now used TILE times.
+       +------+   +------+       A number fetched from memory is now used TILE times.
           K
+
 Both tiles are fetched along the rows of the matrix as it lies in memory, so that a warp's threads
 ask for neighbours; a transposed matrix is turned on its way into shared memory.
 """
