@@ -558,25 +558,13 @@ def test_table_counts_the_kernels_that_a_rung_imports():
     assert more == lines.count(folder / "fastest.py") + lines.count(folder / "cublaslt.py")
 
 
-@pytest.fixture
-def v2_rungs(monkeypatch):
-    """Of two ops on the GPU."""
-
-    def rungs_of(op, kind):
-        there = {"v2": f"backglass.ops.{op}.gpu", "cublaslt": "backglass.ops.matmul.gpu"}
-        there["fastest"] = there["cublaslt"]
-        return there if kind == "gpu" and op in ("matmul", "layernorm") else {}
-
-    monkeypatch.setattr(table, "rungs_of", rungs_of)
-
-
 def test_table_on_cuda_measures_the_rungs_in_shared_memory_at_the_same_shape(
-    cuda_results, v2_rungs, run, tmp_path
+    cuda_results, run, tmp_path
 ):
     out = tmp_path / "r.json"
     code, text = run("bench", "table", "--device", "cuda", "--rivals", "--max-autotune",
                      "--out", out)  # fmt: skip
-    assert code == 0 and cuda_results[0]["rung"] == "matmul=v2,layernorm=v2"
+    assert code == 0 and cuda_results[0]["rung"].startswith("matmul=v2,layernorm=v2")
     shown = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if " GiB | " in line]
     assert shown == [
         "torch.compile, max-autotune", "backglass, v2 rungs", "backglass, fastest", "backglass",
@@ -588,19 +576,12 @@ def test_table_on_cuda_measures_the_rungs_in_shared_memory_at_the_same_shape(
     )
 
 
-def test_table_on_cuda_keeps_published_figures_apart(cuda_results, v2_rungs, run, tmp_path):
+def test_table_on_cuda_keeps_published_figures_apart(cuda_results, run, tmp_path):
     out = tmp_path / "r.json"
     _, text = run("bench", "table", "--device", "cuda", "--rivals", "--out", out)
     measured_part, published = text.split("Published elsewhere, on other machines, not measured")
     assert "llm.c" not in measured_part and "llm.c" not in out.read_text()
     assert "llm.c: 468,000 tokens/s" in published and "8 H100 SXM" in published
-
-
-def test_table_without_slow_rungs_says_so(cuda_results, monkeypatch, run):
-    monkeypatch.setattr(table, "raw_rungs", lambda device: "")
-    _, text = run("bench", "table", "--device", "cuda")
-    assert "| backglass, v2 rungs | no op has such a rung | | |" in text
-    assert len(cuda_results) == 3
 
 
 # ------------------------------------------------------------------------------ bench ops

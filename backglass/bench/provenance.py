@@ -15,7 +15,7 @@ from typing import Any
 import backglass
 
 PACKAGES = ("numpy", "numba", "torch", "transformers")
-GPU_PACKAGES = ("triton", "cupy-cuda13x", "cupy-cuda12x")
+GPU_PACKAGES = ("triton", "cupy-cuda13x", "cupy-cuda12x", "numba-cuda")
 
 
 def provenance(cuda: bool, llmc_folder: str | None) -> dict[str, Any]:

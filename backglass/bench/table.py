@@ -48,10 +48,7 @@ def columns(
         say(f"measuring {name} …")
         return run(*args)
 
-    if slow["rung"]:
-        ours = [told(RAW[device], train.package, slow, slow_case, RAW[device])]
-    else:
-        ours = [Measured(RAW[device], case, missing="no op has such a rung")]
+    ours = [told(RAW[device], train.package, slow, slow_case, RAW[device])]
     for name, more in train.VARIANTS[device].items():
         ours.append(told(name, train.package, job | more, case, name))
     if rivals:
