@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from backglass.device.interpret import SWITCHES
+
 # Not importorskip: an import decides whether this process compiles or interprets.
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton has wheels for Linux only"
@@ -17,13 +19,17 @@ pytestmark = pytest.mark.skipif(
 MATRIX_OPS = ("matmul", "d_matmul_x", "d_matmul_w", "attention", "d_attention", "linear_xent")
 
 
-@pytest.fixture(scope="module")
-def rows():
+def compiled(*args):
     """What `bench ops --aot --json` prints."""
-    command = [sys.executable, "-m", "backglass", "bench", "ops", "--aot", "--json"]
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "backglass", "bench", "ops", *args, "--aot", "--json"]
+    env = {k: v for k, v in os.environ.items() if k not in SWITCHES.values()}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return compiled()
 
 
 def test_every_line_of_a_step_compiles_for_both_chips(rows):
@@ -41,3 +47,19 @@ def test_matrix_products_use_the_tensor_cores_in_bf16(rows):
     for op in MATRIX_OPS:
         used = {r["tensor_cores"] for r in rows if (r["arch"], r["op"]) == (90, op)}
         assert "wgmma" in used, op
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("nvidia") is None,
+    reason="NVIDIA's compiler libraries: pip install 'numba-cuda[cu13]'",
+)
+@pytest.mark.parametrize("rung", ["v1", "v2", "v3"])
+def test_rungs_in_the_cuda_thread_model_compile_and_stay_in_registers(rung):
+    ops = ("matmul", "layernorm", "causal_softmax", "attention")
+    rows = compiled(*ops, "--rung", ",".join(f"{op}={rung}" for op in ops))
+    threads = [r for r in rows if r["arch"] == 90 and not r["tensor_cores"]]
+    assert {"matmul", "d_layernorm", "d_causal_softmax", "d_attention"} <= {
+        r["op"] for r in threads
+    }
+    assert not {(r["op"], r["kernel"]): r["spill_bytes"] for r in threads if r["spill_bytes"]}

@@ -256,10 +256,12 @@ class Bench:
 
     def compiled(self) -> list[dict[str, Any]]:
         from backglass.bench.aot import rows
+        from backglass.training.settings import parse_rungs
 
         self.say(f"{'call':18} {'kernel':28} sm  registers  spills  shared  warps  tensor cores")
         found = []
-        for r in rows(list(self.names), self.batch_size or 64, self.seq_len or 1024):
+        shape = (self.batch_size or 64, self.seq_len or 1024)
+        for r in rows(list(self.names), *shape, parse_rungs(self.rung or "")):
             found.append(dataclasses.asdict(r))
             self.say(f"{r.op:18} {r.kernel:28} {r.arch} {r.registers:9} {r.spill_bytes:7} "
                      f"{r.shared_bytes:8} {r.warps:5}  {r.tensor_cores}")  # fmt: skip
