@@ -47,10 +47,14 @@ class Studio:
             raise wrong_use(f"--port must be from 0 (a free one) to 65535, got {port}")
         if not self.path.exists():
             raise wrong_use(f"studio {self.path}: there is no such run, folder or recording")
+        from backglass.debugger.reading import Reading
         from backglass.debugger.server import STATIC, serve
         from backglass.debugger.shelf import Shelf
 
-        if not any(run.recordings for run in Shelf(self.path).runs()):
+        found = [recording for run in Shelf(self.path).runs() for recording in run.recordings]
+        if len(found) == 1:
+            Reading(found[0])  # says at once what is wrong with it
+        if not found:
             raise wrong_use(
                 f"studio {self.path}: nothing is recorded there. `backglass trace {self.path}` "
                 "records a step of a run, `backglass trace tiny` one of a preset."

@@ -72,33 +72,36 @@ class Cache:
 
 @dataclass(frozen=True)
 class Matrix:
-    """read(window) gives those numbers, (rows, columns) of dtype."""
+    """read(window) gives those numbers, (rows, columns) of dtype.  key: what it is kept under;
+    constant: what every number is, if they are equal."""
 
-    hash: str
+    key: tuple[Path, str]
     rows: int
     columns: int
     dtype: np.dtype
     read: Callable[[Window], np.ndarray]
+    constant: float | None = None
 
 
 def matrix_of(reading: Reading, v: dict[str, Any], cache: Cache) -> Matrix:
     """Raises Problem if the recording has statistics of it only, or is damaged."""
-    dtype, shape = DTYPES[v["dtype"]], v["shape"]
-    columns = shape[-1] if shape else 1
-    rows = math.prod(shape) // columns
+    dtype, key = DTYPES[v["dtype"]], (reading.folder, v["hash"])
+    columns = v["shape"][-1] if v["shape"] else 1
+    rows = math.prod(v["shape"]) // columns
+    nbytes = rows * columns * dtype.itemsize
 
-    def made(read: Callable[[Window], np.ndarray]) -> Matrix:
-        return Matrix(v["hash"], rows, columns, dtype, read)
+    def made(read: Callable[[Window], np.ndarray], constant: float | None = None) -> Matrix:
+        return Matrix(key, rows, columns, dtype, read, constant)
 
     if v["constant"]:
-        value = np.array(v["statistics"]["min"]).astype(dtype)
-        return made(lambda w: np.full((w[1] - w[0], w[3] - w[2]), value, dtype))
+        with np.errstate(all="ignore"):
+            value = np.array(v["statistics"]["min"]).astype(dtype)
+        return made(lambda w: np.full((w[1] - w[0], w[3] - w[2]), value, dtype), float(value))
     if path := reading.shard(v["hash"]):
-        start = place(path, v["hash"], rows * columns * dtype.itemsize)
+        start = place(path, v["hash"], nbytes)
         return made(lambda w: read_window(path, start, columns, dtype, w))
     if reading.in_checkpoint(v):
-        key, nbytes = ("checkpoint", reading.folder, v["hash"]), rows * columns * dtype.itemsize
-        x = cache.get(key, 3 * nbytes, lambda: from_checkpoint(reading, v, dtype))
+        x = cache.get(("whole", *key), nbytes, lambda: from_checkpoint(reading, v, dtype))
         x = x.reshape(rows, columns)
         return made(lambda w: x[w[0] : w[1], w[2] : w[3]])
     raise Problem(

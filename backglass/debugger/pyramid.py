@@ -44,16 +44,25 @@ def tile(m: Matrix, cache: Cache, level: int, i: int, j: int) -> np.ndarray:
     w = i * side, min(m.rows, (i + 1) * side), j * side, min(m.columns, (j + 1) * side)
     if w[0] >= m.rows or w[2] >= m.columns:
         raise Problem(404, f"block ({i}, {j}) lies outside: the matrix is {m.rows}×{m.columns}")
-    if level == 0:
-        return m.read(w).astype(np.float32)[None]
+    with np.errstate(all="ignore"):  # fp64 beyond fp32's range is shown as infinite
+        if level == 0:
+            return m.read(w).astype(np.float32)[None]
+        return finished(pixels_of(m, cache, level, w), w, level)
+
+
+def pixels_of(m: Matrix, cache: Cache, level: int, w: Window) -> Planes:
+    """Of a window that begins at a pixel of this level."""
+    if m.constant is not None:
+        shape = tuple(-(-(n - first) >> level) for first, n in (w[:2], w[2:]))
+        value = np.full(shape, m.constant, np.float32)
+        area = np.multiply.outer(*sides(w, level))
+        return Planes(value, value, value.astype(np.float64) * area, np.zeros(shape, np.int32))
     if level < BASE:
-        planes = fold(planes_of(m.read(w)), 1 << level)
-    else:
-        pixels = tuple(-(-n >> BASE) for n in (m.rows, m.columns))
-        nbytes = pixels[0] * pixels[1] * BYTES_A_PIXEL
-        base = cache.get(("base", m.hash, pixels), nbytes, lambda: base_of(m))
-        planes = fold(part(base, tuple(-(-n >> BASE) for n in w)), 1 << level - BASE)
-    return finished(planes, w, level)
+        return fold(planes_of(m.read(w)), 1 << level)
+    down, across = (-(-n >> BASE) for n in (m.rows, m.columns))
+    key = ("base", *m.key, down, across)
+    base = cache.get(key, down * across * BYTES_A_PIXEL, lambda: base_of(m))
+    return fold(part(base, w), 1 << level - BASE)
 
 
 def base_of(m: Matrix) -> Planes:
@@ -68,7 +77,7 @@ def base_of(m: Matrix) -> Planes:
     for r in range(0, m.rows, down):
         for c in range(0, m.columns, across):
             w = r, min(m.rows, r + down), c, min(m.columns, c + across)
-            into = part(base, tuple(-(-n >> BASE) for n in w))
+            into = part(base, w)
             for name, x in vars(fold(planes_of(m.read(w)), 1 << BASE)).items():
                 getattr(into, name)[...] = x
     return base
@@ -98,16 +107,21 @@ def blocks(x: np.ndarray, k: int, op: np.ufunc, dtype: type | np.dtype) -> np.nd
     return x
 
 
-def part(p: Planes, w: tuple[int, ...]) -> Planes:
-    """A view of the pixels of a window."""
-    return Planes(*(x[w[0] : w[1], w[2] : w[3]] for x in vars(p).values()))
+def part(base: Planes, w: Window) -> Planes:
+    """A view of the pixels of level 3 that a window of numbers has."""
+    first, last, left, right = (-(-n >> BASE) for n in w)
+    return Planes(*(x[first:last, left:right] for x in vars(base).values()))
 
 
 def finished(p: Planes, w: Window, level: int) -> np.ndarray:
     """The four planes that are sent."""
-    counts = [
-        np.minimum(1 << level, n - np.arange(0, n, 1 << level)) for n in (w[1] - w[0], w[3] - w[2])
-    ]
-    finite = np.multiply.outer(*counts) - p.bad
+    finite = np.multiply.outer(*sides(w, level)) - p.bad
     mean = p.total / np.maximum(1, finite)
     return np.stack([p.low, p.high, mean, p.bad]).astype(np.float32)
+
+
+def sides(w: Window, level: int) -> list[np.ndarray]:
+    """How many rows each row of pixels stands for, and columns: at the edges fewer."""
+    return [
+        np.minimum(1 << level, n - np.arange(0, n, 1 << level)) for n in (w[1] - w[0], w[3] - w[2])
+    ]

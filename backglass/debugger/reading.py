@@ -25,7 +25,7 @@ from backglass.tools.found import read_json
 from backglass.view import DTYPES
 
 LARGEST_MANIFEST_BYTES = 8 << 20
-LARGEST_SOURCE_BYTES = 1 << 20
+LARGEST_SOURCE_BYTES = 256 << 10
 LARGEST_CELL_BYTES = 1 << 20  # of the index: a text or blob
 MOST_EVENTS = 200_000
 MOST_OPERANDS = 20_000  # of one event
@@ -47,6 +47,7 @@ VERSION = {
     "kind": str, "hash": str, "constant": int, "bad": str, "pictured": int, "in_file": int,
     **dict.fromkeys(STATISTICS, NUMBER),
 }  # fmt: skip
+OPERAND = {"name": str, "adds": int, "version": int}
 SELECT_VERSION = (
     "select v.id, v.tensor, v.number, v.event, v.shape, v.dtype, v.kind, v.hash, v.constant, "
     "v.bad, v.planes is not null, exists (select 1 from tensors t where t.hash = v.hash), "
@@ -71,9 +72,8 @@ class Reading:
         with self.asking() as db:
             db.execute("pragma trusted_schema = off")
             require_tables(db)
-            self.count = db.execute("select count(*) from events").fetchone()[0]
-        if self.count > MOST_EVENTS:
-            raise Problem(413, f"{self.index} has {self.count:,} events; {MOST_EVENTS:,} are shown")
+        if (count := self.count()) > MOST_EVENTS:
+            raise Problem(413, f"{self.index} has {count:,} events; {MOST_EVENTS:,} can be shown")
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[sqlite3.Connection]:
@@ -84,6 +84,11 @@ class Reading:
                 yield self.db
             except (sqlite3.Error, ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise damaged(self.index, error) from None
+
+    def count(self) -> int:
+        """Events so far: a recording that is being made has more each time."""
+        with self.asking() as db:
+            return db.execute("select count(*) from events").fetchone()[0]
 
     def overview(self) -> dict[str, Any]:
         """The manifest, the tokens' texts, and a row for every event."""
@@ -111,28 +116,33 @@ class Reading:
     def event(self, k: int) -> dict[str, Any]:
         """One event with its operands."""
         with self.asking() as db:
-            row = db.execute(f"select {', '.join(EVENT)} from events where k = ?", (k,)).fetchone()
-            if row is None:
-                raise Problem(404, f"event {k}: the recording has events 0 to {self.count - 1}")
-            e = typed(row, EVENT)
-            operands = db.execute(
-                "select role, name, adds, version from operands where event = ? "
-                "order by position limit ?", (k, MOST_OPERANDS + 1),
-            ).fetchall()  # fmt: skip
-        if len(operands) > MOST_OPERANDS:
-            raise Problem(413, f"event {k} has more than {MOST_OPERANDS:,} operands")
-        found: dict[str, list[dict[str, Any]]] = {"in": [], "out": []}
-        for role, name, adds, number in operands:
-            v = self.version(number)
-            dims = dims_of(v["tensor"], v["shape"])
-            found.get(role, []).append(
-                {"name": str(name), "adds": bool(adds), "dims": dims, "version": v}
-            )
-        outs = found["out"]
+            sql = f"select {', '.join(EVENT)} from events where k = ?"
+            row = db.execute(sql, (k,)).fetchone()
+            e = typed(row, EVENT) if row else {}
+        if not e:
+            raise Problem(404, f"event {k}: the recording has events 0 to {self.count() - 1}")
+        ins, outs = self.operands(k, "in"), self.operands(k, "out")
         bad = any(o["version"]["statistics"][s] for o in outs for s in ("nans", "infs"))
         first = outs[0]["version"]["id"] if outs else None
         attrs = attrs_of(e["op"], e["text"])
-        return e | {"bad": bad, "first": first, "attrs": attrs, "ins": found["in"], "outs": outs}
+        return e | {"bad": bad, "first": first, "attrs": attrs, "ins": ins, "outs": outs}
+
+    def operands(self, k: int, role: str) -> list[dict[str, Any]]:
+        """What an event was given ("in") or made ("out"), by their names in the op's spec."""
+        with self.asking() as db:
+            rows = db.execute(
+                "select name, adds, version from operands where event = ? and role = ? "
+                "order by position limit ?", (k, role, MOST_OPERANDS + 1),
+            ).fetchall()  # fmt: skip
+            rows = [typed(row, OPERAND) for row in rows]
+        if len(rows) > MOST_OPERANDS:
+            raise Problem(413, f"event {k} has more than {MOST_OPERANDS:,} operands")
+        found = []
+        for row in rows:
+            v = self.version(row["version"])
+            dims = dims_of(v["tensor"], v["shape"])
+            found.append(row | {"adds": bool(row["adds"]), "dims": dims, "version": v})
+        return found
 
     def version(self, number: int) -> dict[str, Any]:
         with self.asking() as db:
@@ -214,18 +224,24 @@ class Reading:
         given = v["event"] is None and v["kind"] in ("param", "state")
         return given and self.checkpoint is not None
 
-    def source(self, name: str) -> bytes:
-        """A source file as it was when the step was recorded."""
+    def sources(self) -> list[str]:
+        """The names of the source files that were copied into the recording."""
         hashes = self.manifest.get("sources")
         if hashes is None:
             raise Problem(404, "This recording was cut off before the sources were copied into it.")
-        if not isinstance(hashes, dict) or name not in hashes or not SOURCE_NAME.fullmatch(name):
-            raise Problem(404, "The recording has no such source file; manifest.sources lists them")
+        if not isinstance(hashes, dict):
+            raise damaged(self.folder / "manifest.json", "sources is no list of files")
+        return [name for name in hashes if SOURCE_NAME.fullmatch(name)]
+
+    def source(self, name: str) -> bytes:
+        """A source file as it was when the step was recorded."""
+        if name not in self.sources():
+            raise Problem(404, "The recording has no such source; manifest.sources lists them.")
         path = plain(self.folder, "src", *name.split("/"))
         if path.stat().st_size > LARGEST_SOURCE_BYTES:
             raise Problem(413, f"{path} is larger than a source file can be")
         text = path.read_bytes()
-        if hashlib.sha256(text).hexdigest() != hashes[name]:
+        if hashlib.sha256(text).hexdigest() != self.manifest["sources"][name]:
             raise damaged(path, "its SHA-256 is not what the manifest says")
         return text
 

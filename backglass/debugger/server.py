@@ -4,8 +4,10 @@ listed in ROUTES; who may ask is in guard.py; pixels are in pyramid.py, exact nu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import secrets
 import socket
 import threading
@@ -15,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -24,21 +28,21 @@ from starlette.routing import Route
 from backglass.debugger.formulas import formulas
 from backglass.debugger.guard import Guard
 from backglass.debugger.highlight import highlight
-from backglass.debugger.matrix import Cache, Matrix, cells, matrix_of
+from backglass.debugger.matrix import Cache, cells, matrix_of
 from backglass.debugger.pictures import histogram, picture
 from backglass.debugger.problem import Problem
 from backglass.debugger.pyramid import tile
 from backglass.debugger.reading import Reading
 from backglass.debugger.shelf import Shelf
-from backglass.debugger.verify import verification
+from backglass.debugger.verify import Verification
 from backglass.errors import UserError, wrong_use
 
 PACKAGE = Path(__file__).parent.parent
 STATIC = Path(__file__).parent / "static"
 TYPES = {
     ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css",
-    ".woff2": "font/woff2", ".svg": "image/svg+xml", ".png": "image/png", ".json": "application/json",
-    ".txt": "text/plain; charset=utf-8",
+    ".woff2": "font/woff2", ".svg": "image/svg+xml", ".png": "image/png",
+    ".json": "application/json", ".txt": "text/plain; charset=utf-8",
 }  # fmt: skip
 FOREVER, ASK_AGAIN = "private, max-age=31536000, immutable", "private, no-cache"
 
@@ -58,7 +62,7 @@ def app(studio: Studio, port: int, token: str) -> Guard:
     """The ASGI app, guarded."""
     made = Starlette(
         routes=[Route(path, handler, methods=[method]) for method, path, handler in ROUTES],
-        exception_handlers={UserError: told, HTTPException: told_http, Exception: told_fault},
+        exception_handlers={kind: told for kind in (UserError, OSError, HTTPException, Exception)},
     )
     made.state.studio = studio
     return Guard(made, port, token)
@@ -95,25 +99,28 @@ def version_histogram(request: Request) -> Response:
 
 def version_tile(request: Request) -> Response:
     level, i, j = (query_number(request, name) for name in ("level", "i", "j"))
-    m = matrix_asked_for(request)
+    reading, cache = reading_of(request), studio_of(request).cache
+    v = reading.version(path_number(request, "v"))
 
     def make() -> bytes:
-        found = tile(m, studio_of(request).cache, level, i, j)
+        found = tile(matrix_of(reading, v, cache), cache, level, i, j)
         return np.array(found.shape, "<u4").tobytes() + found.astype("<f4").tobytes()
 
-    return unless_known(request, m.hash, f"{level}-{i}-{j}", make)
+    return unless_known(request, v["hash"], f"{level}-{i}-{j}", make)
 
 
 def version_cells(request: Request) -> Response:
     wanted = (query_number(request, name) for name in ("row", "column", "height", "width"))
-    return as_json({"values": cells(matrix_asked_for(request), *wanted)})
+    reading = reading_of(request)
+    v = reading.version(path_number(request, "v"))
+    return as_json({"values": cells(matrix_of(reading, v, studio_of(request).cache), *wanted)})
 
 
 def source(request: Request) -> Response:
     name = request.path_params["name"]
     text = reading_of(request).source(name)
     today = PACKAGE / name
-    changed = today.is_file() and today.read_bytes() != text
+    changed = today.read_bytes() != text if today.is_file() else None  # None: an op of a user's
     return as_json({"lines": highlight(text.decode("utf-8", "replace")), "changed": changed})
 
 
@@ -125,10 +132,10 @@ async def verify(request: Request) -> Response:
     studio = studio_of(request)
     if studio.read_only:
         raise Problem(403, "This studio was started with --read-only, and verifying computes.")
-    reading = reading_of(request)
+    reading = await run_in_threadpool(reading_of, request)
     if not studio.verifying.acquire(blocking=False):
         raise Problem(409, "A recording is being verified already. Wait until that has ended.")
-    rows = verification(reading, studio.verifying)
+    rows = Verification(reading, studio.verifying).rows()
     lines = (json.dumps(cleaned(row)) + "\n" async for row in rows)
     return StreamingResponse(lines, media_type="application/x-ndjson")
 
@@ -174,12 +181,6 @@ def reading_of(request: Request) -> Reading:
     return studio_of(request).shelf.reading(request.path_params["r"])
 
 
-def matrix_asked_for(request: Request) -> Matrix:
-    reading = reading_of(request)
-    v = reading.version(path_number(request, "v"))
-    return matrix_of(reading, v, studio_of(request).cache)
-
-
 def path_number(request: Request, name: str) -> int:
     return natural(request.path_params[name], name, 404)
 
@@ -200,7 +201,10 @@ def natural(text: str, name: str, status: int) -> int:
 
 
 def as_json(value: Any, status: int = 200) -> Response:
-    text = json.dumps(cleaned(value), allow_nan=False, separators=(",", ":"))
+    try:
+        text = json.dumps(cleaned(value), allow_nan=False, separators=(",", ":"))
+    except RecursionError:
+        raise Problem(422, "The manifest of this recording is nested too deeply.") from None
     return Response(text, status, {"cache-control": "no-store"}, "application/json")
 
 
@@ -230,18 +234,16 @@ def static_file(path: Path, caching: str) -> Response:
     return Response(path.read_bytes(), 200, {"cache-control": caching}, kind)
 
 
-def told(request: Request, error: UserError) -> Response:
-    return as_json({"error": str(error)}, getattr(error, "status", 422))
-
-
-def told_http(request: Request, error: HTTPException) -> Response:
-    why = "There is nothing at this address."
-    if error.status_code == 405:
-        why = f"This address does not answer {request.method}."
-    return as_json({"error": why}, error.status_code)
-
-
-def told_fault(request: Request, error: Exception) -> Response:
+def told(request: Request, error: Exception) -> Response:
+    """What went wrong, as JSON."""
+    if isinstance(error, UserError):
+        return as_json({"error": str(error)}, getattr(error, "status", 422))
+    if isinstance(error, OSError):
+        return as_json({"error": f"A file of the recording cannot be read: {error}"}, 422)
+    if isinstance(error, HTTPException):
+        why = {405: f"This address does not answer {request.method}."}
+        what = why.get(error.status_code, "There is nothing at this address.")
+        return as_json({"error": what}, error.status_code)
     return as_json({"error": f"This is a fault of backglass: {error!r}"}, 500)
 
 
@@ -250,27 +252,29 @@ def told_fault(request: Request, error: Exception) -> Response:
 
 def serve(root: Path, port: int, read_only: bool, ready: Callable[[str], None]) -> None:
     """Serve until interrupted.  ready: called with the address, once connections are taken."""
-    import uvicorn
-
     studio, token = Studio(Shelf(root), STATIC, read_only), secrets.token_urlsafe(32)
     with listen(port) as at:
         port = at.getsockname()[1]
-        config = uvicorn.Config(
-            app(studio, port, token), log_level="warning", access_log=False, lifespan="off",
-            ws="none", proxy_headers=False, server_header=False, timeout_graceful_shutdown=1,
-        )  # fmt: skip
+        server = server_of(app(studio, port, token))
         ready(f"http://127.0.0.1:{port}/#token={token}")
-        try:
-            uvicorn.Server(config).run(sockets=[at])
-        except KeyboardInterrupt:  # raised again by uvicorn when it has shut down
-            pass
+        with contextlib.suppress(KeyboardInterrupt):  # raised by uvicorn when it has shut down
+            server.run(sockets=[at])
+
+
+def server_of(guarded: Guard) -> uvicorn.Server:
+    config = uvicorn.Config(
+        guarded, log_level="warning", access_log=False, lifespan="off", ws="none",
+        proxy_headers=False, server_header=False, limit_concurrency=64,
+        timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    return uvicorn.Server(config)
 
 
 def listen(port: int) -> socket.socket:
     """A socket on the loopback address, which no other machine reaches."""
     at = socket.socket()
     try:
-        if hasattr(socket, "SO_REUSEADDR") and socket.socket is not None:
+        if os.name == "posix":  # elsewhere it would let two programs have one port
             at.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         at.bind(("127.0.0.1", port))
         at.listen(128)

@@ -39,6 +39,7 @@ class Shelf:
     def __init__(self, root: Path):
         self.root = root.resolve()
         self.lock = threading.Lock()
+        self.paths: dict[str, Path] = {}
         self.open: OrderedDict[str, tuple[Any, Reading]] = OrderedDict()
 
     def runs(self) -> list[Run]:
@@ -59,12 +60,13 @@ class Shelf:
     def reading(self, given: str) -> Reading:
         """The recording of that id, opened; again if it was written anew since."""
         with self.lock:
-            paths = {id_of(p): p for run in self.runs() for p in run.recordings}
-            if given not in paths:
+            if given not in self.paths:
+                self.paths = {id_of(p): p for run in self.runs() for p in run.recordings}
+            if given not in self.paths:
                 raise Problem(404, "There is no such recording. /api/runs lists those there are.")
-            state = state_of(paths[given])
+            state = state_of(self.paths[given])
             if given not in self.open or self.open[given][0] != state:
-                self.open[given] = state, Reading(paths[given])
+                self.open[given] = state, Reading(self.paths[given])
             self.open.move_to_end(given)
             while len(self.open) > OPEN:
                 self.open.popitem(last=False)
@@ -97,7 +99,7 @@ def run_at(folder: Path) -> Run | None:
 
 def folders_in(folder: Path) -> Iterator[Path]:
     """Real ones, by name."""
-    if folder.is_symlink() or not folder.is_dir():
+    if folder.is_symlink() or not folder.is_dir() or not os.access(folder, os.R_OK):
         return
     with os.scandir(folder) as entries:
         names = [e.name for e in islice(entries, MOST_ENTRIES) if e.is_dir(follow_symlinks=False)]
@@ -134,7 +136,7 @@ def row_of(recording: Path) -> dict[str, Any]:
         manifest = manifest_of(recording)
         row |= {k: manifest[k] for k in row if k in manifest and k != "id"}
         if not manifest["complete"]:
-            row["events"] = Reading(recording).count
-    except UserError as error:
+            row["events"] = Reading(recording).count()
+    except (UserError, OSError) as error:
         row["problem"] = str(error)
     return row

@@ -1,13 +1,11 @@
-"""Verifying a recording while the page looks on: the stored bytes first, then the step once more.
-
-In a thread of its own, so that it can be left alone when nobody listens any more.
-"""
+"""Verifying a recording while the page looks on: its bytes first, then the step once more."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -18,44 +16,49 @@ from backglass.debugger.problem import Problem
 from backglass.debugger.reading import Reading
 from backglass.errors import UserError
 
-BAND_BYTES = 8 << 20
+BAND_NUMBERS = 1 << 21  # hashed in one go, at most
 
 
 class Stopped(Exception):
     """Nobody listens any more."""
 
 
-async def verification(reading: Reading, busy: threading.Lock) -> AsyncIterator[dict[str, Any]]:
-    """{"done", "total"} …, at last {"agreed", "diverged", "damaged"} or {"error"}.
+class Verification:
+    """Starts at once, in a thread of its own.  busy: a held lock, released when that has ended."""
 
-    busy: held, and released when the work has ended.
-    """
-    loop, found = asyncio.get_running_loop(), asyncio.Queue()
-    stop = threading.Event()
+    def __init__(self, reading: Reading, busy: threading.Lock):
+        self.reading, self.busy = reading, busy
+        self.loop, self.found = asyncio.get_running_loop(), asyncio.Queue()
+        self.stop = threading.Event()
+        threading.Thread(target=self._work, daemon=True).start()
 
-    def put(row: dict[str, Any] | None) -> None:
-        if stop.is_set():
-            raise Stopped
-        loop.call_soon_threadsafe(found.put_nowait, row)
-
-    def work() -> None:
+    async def rows(self) -> AsyncIterator[dict[str, Any]]:
+        """{"done", "total"} …, at last {"agreed", "diverged", "damaged"} or {"error"}."""
         try:
-            put(outcome(reading, lambda done, total: put({"done": done, "total": total})))
-            put(None)
-        except (Stopped, RuntimeError):  # the loop was closed
-            pass
+            while (row := await self.found.get()) is not None:
+                yield row
         finally:
-            busy.release()
+            self.stop.set()
 
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        while (row := await found.get()) is not None:
-            yield row
-    finally:
-        stop.set()
+    def _work(self) -> None:
+        with contextlib.suppress(Stopped, RuntimeError):  # RuntimeError: the loop is closed
+            try:
+                self._put(outcome(self.reading, self._progress))
+                self._put(None)
+            finally:
+                self.busy.release()
+
+    def _progress(self, done: int, total: int) -> None:
+        self._put({"done": done, "total": total})
+
+    def _put(self, row: dict[str, Any] | None) -> None:
+        if self.stop.is_set():
+            raise Stopped
+        self.loop.call_soon_threadsafe(self.found.put_nowait, row)
 
 
-def outcome(reading: Reading, progress: Any) -> dict[str, Any]:
+def outcome(reading: Reading, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """The last row: what became of it."""
     from backglass.debugger.replay import replay
     from backglass.debugger.trace import Trace
 
@@ -76,19 +79,20 @@ def damaged_versions(reading: Reading) -> list[dict[str, Any]]:
     found = []
     for number in reading.stored():
         v = reading.version(number)
-        try:
+        with contextlib.suppress(Problem):
             if v["constant"] or digest(reading, v) == v["hash"]:
                 continue
-        except Problem:
-            pass
         found.append(v)
     return found
 
 
 def digest(reading: Reading, v: dict[str, Any]) -> str:
-    """Of a tensor's bytes, a band of rows at a time."""
+    """Of a tensor's bytes, a band at a time."""
     m, made = matrix_of(reading, v, Cache()), xxhash.xxh3_128()
-    rows = max(1, BAND_BYTES // (m.columns * m.dtype.itemsize))
-    for r in range(0, m.rows, rows):
-        made.update(m.read((r, min(m.rows, r + rows), 0, m.columns)).tobytes())
+    across = min(m.columns, BAND_NUMBERS)
+    down = max(1, BAND_NUMBERS // m.columns)
+    for r in range(0, m.rows, down):
+        for c in range(0, m.columns, across):
+            window = r, min(m.rows, r + down), c, min(m.columns, c + across)
+            made.update(m.read(window).tobytes())
     return made.hexdigest()
