@@ -64,6 +64,7 @@ def app(studio: Studio, port: int, token: str) -> Guard:
         routes=[Route(path, handler, methods=[method]) for method, path, handler in ROUTES],
         exception_handlers={kind: told for kind in (UserError, OSError, HTTPException, Exception)},
     )
+    made.router.redirect_slashes = False
     made.state.studio = studio
     return Guard(made, port, token)
 
