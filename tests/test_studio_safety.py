@@ -265,6 +265,16 @@ def view(recording):
         )
 
 
+def computed(recording):
+    with index(recording) as db:
+        db.execute("drop table operands")
+        columns = "event integer, role text, position integer, version integer, adds integer"
+        db.execute(
+            f"create table operands ({columns}, "
+            "name text generated always as (hex(zeroblob(1000000000))) virtual)"
+        )
+
+
 HUGE = "[1000000, 1000000, 1000000]"
 HARM = {
     "10^18 numbers": sql("update versions set shape = ?", HUGE),
@@ -288,6 +298,8 @@ HARM = {
     "files elsewhere": secret,
     "files that are blobs": sql("update tensors set file = x'00'"),
     "an endless view": view,
+    "a computed column": computed,
+    "a trigger": sql("create trigger t after insert on events begin select 1; end"),
     "no table": sql("drop table operands"),
     "no database": lambda recording: (recording / "index.sqlite").write_bytes(b"\x80\x04" * 999),
     "an empty database": lambda recording: (recording / "index.sqlite").write_bytes(b""),
@@ -385,6 +397,23 @@ def test_a_tensor_that_claims_to_be_huge_takes_no_memory(copied):
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_looking_changes_nothing_in_a_recording(client, recording):
+    def state():
+        return {p: p.stat().st_mtime_ns for p in recording.rglob("*")}
+
+    before = state()
+    for method, path in routes(client, recording):
+        assert method == "POST" or client.ask(path, method).status == 200
+    assert state() == before
+
+
+def test_a_recording_in_a_folder_with_an_odd_name_is_opened(recording, tmp_path):
+    copy = tmp_path / "a#1?mode=rw&%2e%2e" / "step-00000003"
+    shutil.copytree(recording, copy)
+    with serving(copy, tmp_path) as client:
+        assert len(client.ask(address(copy)).json["events"]) == 68
 
 
 def test_names_that_are_markup_are_sent_as_data(recording, tmp_path):
