@@ -233,9 +233,7 @@ class Reading:
 
     def sources(self) -> list[str]:
         """The names of the source files that were copied into the recording."""
-        hashes = self.manifest.get("sources")
-        if hashes is None:
-            raise Problem(404, "This recording was cut off before the sources were copied into it.")
+        hashes = self.manifest.get("sources", {})
         if not isinstance(hashes, dict):
             raise damaged(self.folder / "manifest.json", "sources is no list of files")
         return [name for name in hashes if SOURCE_NAME.fullmatch(name)]
