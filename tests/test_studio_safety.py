@@ -352,10 +352,9 @@ def parts(numbers):
     yield from (f"/events/{k}" for k in (0, 3, 60))
     yield from (f"/source/{name}" for name in ("models/gpt2.py", "../../../../etc/passwd"))
     yield "/maths/matmul"
-    for number in numbers:
-        for rest in ("", "/picture", "/histogram", "/tile?level=0&i=0&j=0",
-                     "/tile?level=3&i=0&j=0", "/tile?level=9&i=0&j=0", "/cells?row=0&column=0&height=2&width=2"):  # fmt: skip
-            yield f"/versions/{number}{rest}"
+    tiles = (f"/tile?level={level}&i=0&j=0" for level in (0, 3, 9))
+    rests = ["", "/picture", "/histogram", *tiles, "/cells?row=0&column=0&height=2&width=2"]
+    yield from (f"/versions/{number}{rest}" for number in numbers for rest in rests)
 
 
 def test_a_shape_that_is_not_the_stored_tensors_is_refused(copied):
