@@ -53,9 +53,9 @@ def client(recording, tmp_path_factory):
 
 @pytest.fixture
 def copied(recording, tmp_path):
-    """A copy of the recording, to do harm to, and a Client of it."""
-    copy = tmp_path / "step-00000003"
-    shutil.copytree(recording, copy)
+    """A copy of the recording in its run, to do harm to, and a Client of it."""
+    shutil.copytree(recording.parent.parent, tmp_path / "a")
+    copy = full(tmp_path / "a")
     with serving(copy, tmp_path) as found:
         yield copy, found
 
