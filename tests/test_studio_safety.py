@@ -290,6 +290,8 @@ HARM = {
     "an unknown dtype": sql("update versions set dtype = 'object'"),
     "statistics that are text": sql("update versions set min = '<img src=x onerror=alert(1)>'"),
     "no hash": sql("update versions set hash = null"),
+    "a hash that is a header": sql("update versions set hash = 'x' || char(13, 10) || 'a: b'"),
+    "a hash that is no ASCII": sql("update versions set hash = 'ж'"),
     "bad that is no list": sql("update versions set bad = '7'"),
     "operands that are nowhere": sql("update operands set version = 10000000"),
     "operands that are text": sql("update operands set version = 'x', adds = 'x'"),

@@ -34,6 +34,7 @@ MOST_OPERANDS = 5_000  # of one event
 MOST_VERSIONS = 1_000_000
 MOST_AXES = 8
 QUERY_SECONDS = 20
+HASH = re.compile(r"\w{1,64}", re.ASCII)  # it is sent in a header
 SOURCE_NAME = re.compile(r"\w+(/\w+)*\.py", re.ASCII)
 
 NUMBER, MAYBE = (int, float), (int, type(None))
@@ -157,8 +158,9 @@ class Reading:
                 raise Problem(404, f"version {number}: the recording has no such version")
             v = typed(row, VERSION)
             shape, bad = json.loads(v.pop("shape")), json.loads(v.pop("bad"))
-        if not is_shape(shape) or v["dtype"] not in DTYPES or not isinstance(bad, list):
-            raise damaged(self.index, f"version {number} has no shape or dtype that can be")
+        sound = is_shape(shape) and v["dtype"] in DTYPES and isinstance(bad, list)
+        if not sound or not HASH.fullmatch(v["hash"]):
+            raise damaged(self.index, f"version {number} has no shape, dtype or hash that can be")
         in_file = bool(v.pop("in_file"))
         return v | {
             "shape": shape, "constant": bool(v["constant"]), "bad": bad,
