@@ -252,6 +252,11 @@ def header(change):
     return shard(write)
 
 
+def link_beside(recording):
+    """SQLite would write to what lies at this name."""
+    (recording / "index.sqlite-shm").symlink_to(recording / "manifest.json")
+
+
 def secret(recording):
     """Tensors that the index says lie outside the recording."""
     save_file(tensors(recording), recording.parent / "secret.safetensors")
@@ -296,6 +301,7 @@ HARM = {
     "operands that are nowhere": sql("update operands set version = 10000000"),
     "operands that are text": sql("update operands set version = 'x', adds = 'x'"),
     "events that are text": sql("update events set ms = 'x'"),
+    "long texts": sql("update events set text = hex(zeroblob(10000)) where k = 3"),
     "pictures of another size": sql("update versions set down = 100000, across = 100000"),
     "pictures that are text": sql("update versions set planes = 'x', histogram = 'x'"),
     "files elsewhere": secret,
@@ -307,6 +313,7 @@ HARM = {
     "no database": lambda recording: (recording / "index.sqlite").write_bytes(b"\x80\x04" * 999),
     "an empty database": lambda recording: (recording / "index.sqlite").write_bytes(b""),
     "a link to the index": link("index.sqlite"),
+    "a link beside the index": link_beside,
     "a link to the tensors": link("t"),
     "a link to the manifest": link("manifest.json"),
     "a link to the sources": link("src"),
