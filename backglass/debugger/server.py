@@ -257,7 +257,7 @@ def serve(root: Path, port: int, read_only: bool, ready: Callable[[str], None]) 
     with listen(port) as at:
         port = at.getsockname()[1]
         server = server_of(app(studio, port, token))
-        with contextlib.suppress(KeyboardInterrupt):  # raised by uvicorn when it has shut down
+        with contextlib.suppress(KeyboardInterrupt):  # which uvicorn may raise once more
             ready(f"http://127.0.0.1:{port}/#token={token}")
             server.run(sockets=[at])
 
