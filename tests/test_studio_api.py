@@ -440,7 +440,9 @@ def test_highlighting_names_what_it_sees():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ["def (", '"""open', "\x00", "if x:\n  y\n z", ""])
+@pytest.mark.parametrize(
+    "text", ["def (", '"""open', 'f"{{a}} {x!r:>{w}}{{"', "\x00", "if x:\n  y\n z", ""]
+)
 def test_highlighting_gives_what_is_no_python_as_it_is(text):
     assert ["".join(p for _, p in line) for line in highlight(text)] == text.split("\n")[
         : text.count("\n") + bool(text)

@@ -168,11 +168,12 @@ def test_read_only_refuses_verifying_and_nothing_else(recording, tmp_path):
             assert client.ask(path, method).status == (403 if method == "POST" else 200), path
 
 
-def test_verifying_twice_at_once_is_refused(client, recording, monkeypatch):
+def test_verifying_twice_at_once_is_refused(client, recording):
     path = address(recording, "/verify")
     lock = client.guarded.app.state.studio.verifying
-    with lock:
-        assert client.ask(path, "POST").status == 409
+    assert lock.acquire(timeout=20)
+    assert client.ask(path, "POST").status == 409
+    lock.release()
     assert client.ask(path, "POST").status == 200
 
 

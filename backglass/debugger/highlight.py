@@ -31,7 +31,7 @@ def highlight(text: str) -> list[list[Piece]]:
     for kind, start, end in tokens("\n".join(lines) + "\n"):
         put(found, lines, "text", at, start)
         put(found, lines, kind, start, end)
-        at = max(at, end)
+        at = end
     put(found, lines, "text", at, (len(lines) + 1, 0))
     return found
 
