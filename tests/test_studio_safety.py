@@ -255,7 +255,9 @@ def header(change):
 
 def link_beside(recording):
     """SQLite would write to what lies at this name."""
-    (recording / "index.sqlite-shm").symlink_to(recording / "manifest.json")
+    path = recording / "index.sqlite-shm"
+    path.unlink(missing_ok=True)
+    path.symlink_to(recording / "manifest.json")
 
 
 def secret(recording):
