@@ -289,7 +289,8 @@ def uri_of(index: Path, complete: bool) -> str:
     beside = [index.with_name(index.name + end) for end in ("-wal", "-shm", "-journal")]
     if any(path.is_symlink() for path in beside):
         raise Problem(422, f"there are symbolic links beside {index}, which are not followed")
-    alone = complete and not beside[0].exists()
+    log = beside[0]  # empty, if someone who only read has left it
+    alone = complete and not (log.exists() and log.stat().st_size)
     return f"{index.absolute().as_uri()}?mode=ro{'&immutable=1' * alone}"
 
 
