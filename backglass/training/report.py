@@ -81,9 +81,11 @@ class Report:
         self.event("step", step=step, loss=loss, grad_norm=norm, lr=lr, tokens_per_s=rate, ms=ms)
         if self.quiet:
             return
-        share = rate * self.flops_per_token / self.peak_flops if self.peak_flops else 0
+        share = ""
+        if self.peak_flops:
+            share = f"  {rate * self.flops_per_token / self.peak_flops:.0%} of peak"
         memory = f"{self.used_bytes() / 2**20:,.0f} MiB"
-        figures = f"loss {loss:.4f}  {rate:,.0f} tokens/s  {share:.0%} of peak  {memory}"
+        figures = f"loss {loss:.4f}  {rate:,.0f} tokens/s{share}  {memory}"
         if self.live:
             self.live.update(self.task, completed=step, figures=figures)
         slow = ms > 2000
@@ -91,7 +93,7 @@ class Report:
             self.say(
                 f"step {step:5d}/{self.s.steps}   loss {loss:.4f}   norm {norm:7.3f}   lr "
                 f"{lr:.2e}   "
-                f"{ms:6.0f} ms   {rate:,.0f} tokens/s   {share:.0%} of peak"
+                f"{ms:6.0f} ms   {rate:,.0f} tokens/s {share}".rstrip()
             )
 
     def close(self) -> None:
