@@ -1,5 +1,5 @@
 """What a user of --device cuda meets when it goes wrong: refused in time, told in one paragraph,
-never a traceback.  On a pretend GPU (fake_gpu.py), so everything but the kernels is the real code."""
+never a traceback.  On a pretend GPU (fake_gpu.py): all but CuPy and the launches is our code."""
 
 import importlib.util
 import json
@@ -303,8 +303,8 @@ def test_a_fault_in_another_command_is_told(run, gpu, trained, command, fault):
 
 
 def test_a_fault_in_a_benchmark_is_told_by_its_worker(gpu, monkeypatch, capsys):
-    job = dict(kind="train", layers=1, heads=2, channels=16, vocab_size=256, max_seq_len=8,
-               seq_len=8, batch_size=2, steps=3, threads=0, device="cuda", dtype="bf16")  # fmt: skip
+    sizes = dict(layers=1, heads=2, channels=16, vocab_size=256, max_seq_len=8, seq_len=8)
+    job = sizes | dict(kind="train", batch_size=2, steps=3, threads=0, device="cuda", dtype="bf16")
     monkeypatch.setattr(sys, "argv", ["worker", json.dumps(job)])
     gpu.fail(5, CUDARuntimeError(719))
     assert worker.main() == 1

@@ -1,5 +1,5 @@
-"""doctor's look at what --device cuda needs: a GPU and its driver, Triton with a C compiler, CuPy for
-the driver's CUDA, cuBLASLt; and whether a GPU then answers."""
+"""doctor's look at what --device cuda needs: a GPU and its driver, Triton with a C compiler, CuPy
+for the driver's CUDA, cuBLASLt; and whether a GPU then answers."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def compiler(name: str) -> Finding:
     tool = shutil.which(asked) if asked else shutil.which("gcc") or shutil.which("clang")
     header = Path(sysconfig.get_path("include")) / "Python.h"
     missing = [
-        what for what, ok in (("a C compiler", tool), (str(header), header.exists())) if not ok
+        what for what, ok in (("C compiler", tool), (str(header), header.exists())) if not ok
     ]
     if not missing:
         return Finding(name, True, f"{tool}, {header}")
