@@ -17,7 +17,7 @@ from backglass.program.step import declare, record_loss, record_micro, record_up
 from backglass.view import View
 
 # What a GPU's driver reports beside what we allocate: the context, the code of the kernels, what
-# cuBLASLt keeps.  It grows with the number of multiprocessors.
+# cuBLASLt keeps.
 CUDA_CONTEXT_BYTES = int(0.53 * 2**30)
 CUDA_CONTEXT_SOURCE = "measured on an H200 (driver 580, CuPy 14.2), 2026-11-24"
 
