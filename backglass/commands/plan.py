@@ -7,7 +7,7 @@ import json
 import re
 import textwrap
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -74,7 +74,7 @@ class Plan:
         machine, arch = machine_for(s)
         rates = dict(flops_per_s=self.tflops * 1e12, bytes_per_s=self.tbytes * 1e12)
         chosen = budget_of(s, c, machine, **rates)
-        options = dict(machine=machine, micro_batches=s.micro_batches, **rates)
+        options: dict[str, Any] = dict(machine=machine, micro_batches=s.micro_batches, **rates)
         frontier = []
         if self.fit:
             frontier = budget.frontier(gpt2, c, s.batch_size, s.seq_len, s.dtype, **options)
@@ -200,8 +200,10 @@ def rows(b, arch: int) -> list[tuple[str, str, str]]:
         found.append(("kernel workspace", gib(b.workspace), f"shared by all kernels, on sm_{arch}"))
     if b.context:
         found.append(("CUDA context", gib(b.context), CUDA_CONTEXT_SOURCE))
-    least = "and the workspace" if arch and b.workspace is None else ""
-    return [*found, ("total", gib(b.total), least or "as the driver will report it" * bool(arch))]
+    note = "as the driver will report it" if arch else ""
+    if arch and b.workspace is None:
+        note = "and the workspace"
+    return [*found, ("total", gib(b.total), note)]
 
 
 def gib(nbytes: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from backglass.device.cuda_faults import LibraryError, explain
+from backglass.device.cuda_faults import explain
 from backglass.device.gpu import Gpu, Tensor, tensor
 from backglass.errors import UserError, wrong_use
 from backglass.execute.memory import Memory
@@ -73,13 +73,7 @@ class Cuda(Gpu):
         return total - free
 
     def peak_flops(self, dtype: str) -> float:
-        """Of cuBLASLt on a product of 4096³; 0 where it cannot tell."""
-        try:
-            return self._flops_of_library(dtype)
-        except (UserError, LibraryError, self.cupy.cuda.memory.OutOfMemoryError):
-            return 0.0
-
-    def _flops_of_library(self, dtype: str) -> float:
+        """Of cuBLASLt on a product of 4096³.  Raises UserError where there is no cuBLASLt."""
         from backglass.device import cublaslt
 
         n, memory = 4096, self.memory()

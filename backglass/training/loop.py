@@ -55,7 +55,7 @@ class Trainer:
                 self._step()
             return
         with disk_errors(self.out), closing(report), last_signal(report.say) as stop:
-            report.peak_flops = self.session.device.peak_flops(s.dtype)  # before memory is full
+            report.find_peak(self.session.device)  # before memory is full
             if state.step == 0:
                 self._validate(first=True)
             report.start(state.step)

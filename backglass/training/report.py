@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from backglass.device import Device
+from backglass.device.cuda_faults import LibraryError
 from backglass.device.process import peak_bytes
+from backglass.errors import UserError
 from backglass.training import loggers
 from backglass.training.settings import Settings
 
@@ -62,6 +66,11 @@ class Report:
             print(f"\r{text}", end="\n" if done == total else "", flush=True)
         elif done in (0, total):
             print(text, flush=True)
+
+    def find_peak(self, device: Device) -> None:
+        """Measure what `of peak` refers to; nobody can without cuBLASLt or on a full GPU."""
+        with suppress(UserError, LibraryError, MemoryError):
+            self.peak_flops = device.peak_flops(self.s.dtype)
 
     def start(self, done: int) -> None:
         """Begin the live line, if there is a terminal to show it."""
