@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from backglass.device.interpret import SWITCHES
+
 # Not importorskip: an import decides whether this process compiles or interprets.
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton has wheels for Linux only"
@@ -39,16 +41,20 @@ print(json.dumps([dataclasses.asdict(r) for r in device.compiled]))
 
 def found_by(*arguments: str) -> list[dict]:
     """The JSON that Python prints, in a process that compiles."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env = {k: v for k, v in os.environ.items() if k not in SWITCHES.values()}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
+def compiled(*args: str) -> list[dict]:
+    """What `bench ops --aot --json` prints."""
+    return found_by("-m", "backglass", "bench", "ops", *args, "--aot", "--json")
+
+
 @pytest.fixture(scope="module")
 def rows():
-    """What `bench ops --aot --json` prints."""
-    return found_by("-m", "backglass", "bench", "ops", "--aot", "--json")
+    return compiled()
 
 
 def test_every_line_of_a_step_compiles_for_both_chips(rows):
@@ -74,3 +80,19 @@ def test_every_kernel_in_fp32_compiles_for_a_t4_and_fits_it():
     for r in rows:
         assert r["shared_bytes"] <= 64 << 10 and 32 * r["warps"] <= 1024, r
         assert not r["tensor_cores"], r  # a T4's know neither fp32 nor TF32
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("nvidia") is None,
+    reason="NVIDIA's compiler libraries: pip install 'numba-cuda[cu13]'",
+)
+@pytest.mark.parametrize("rung", ["v1", "v2", "v3"])
+def test_rungs_in_the_cuda_thread_model_compile_and_stay_in_registers(rung):
+    ops = ("matmul", "layernorm", "causal_softmax", "attention")
+    rows = compiled(*ops, "--rung", ",".join(f"{op}={rung}" for op in ops))
+    threads = [r for r in rows if r["arch"] == 90 and not r["tensor_cores"]]
+    assert {"matmul", "d_layernorm", "d_causal_softmax", "d_attention"} <= {
+        r["op"] for r in threads
+    }
+    assert not {(r["op"], r["kernel"]): r["spill_bytes"] for r in threads if r["spill_bytes"]}

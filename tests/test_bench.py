@@ -6,15 +6,33 @@ import json
 import os
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import train_gpt2 as one
 from backglass import presets
-from backglass.bench import generate, llmc, measured, ops, start, table, train, worker
+from backglass.bench import (
+    by_op,
+    generate,
+    gpu,
+    llmc,
+    measured,
+    ops,
+    sdpa,
+    start,
+    table,
+    train,
+    worker,
+)
 from backglass.bench.measured import RATE, TIME, Measured
+from backglass.device.reference import Reference
 from backglass.errors import UserError
+from backglass.models import gpt2
+from backglass.program.cost import line_cost
+from backglass.program.record import Program
+from backglass.program.step import record_micro, record_update
 from backglass.tools import lines
 from backglass.training.settings import Settings
 
@@ -46,6 +64,72 @@ def stand_in(tmp_path):
         return str(folder)
 
     return stand_in
+
+
+class FakeCuda(Reference):
+    """A GPU whose only effect is time: a line takes what `ms` says of its call, 1 if nothing."""
+
+    name = "cuda"
+    captures = True
+    dtypes = ("fp32", "tf32", "bf16")
+    stream = None
+
+    def __init__(self, ms: dict[str, float] | None = None, rungs: dict[str, str] | None = None):
+        super().__init__()
+        self.ms, self.rungs, self.now_ms = ms or {}, rungs or {}, 0.0
+        self.cupy = SimpleNamespace(
+            cuda=SimpleNamespace(
+                Event=lambda: FakeEvent(self), get_elapsed_time=lambda a, b: b.ms - a.ms
+            ),
+            get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
+        )
+
+    def fusable(self):
+        return ["matmul_gelu"]
+
+    def bind(self, calls, memory):
+        return [lambda c=c: self.spend(self.ms.get(c.op, 1.0)) for c in calls]
+
+    def capture(self, captured):
+        return lambda: [line() for line in captured]
+
+    def spend(self, ms: float) -> None:
+        self.now_ms += ms
+
+
+class FakeEvent:
+    def __init__(self, device: FakeCuda):
+        self.device = device
+
+    def record(self, stream) -> None:
+        self.ms = self.device.now_ms
+
+    def synchronize(self) -> None:
+        pass
+
+
+@pytest.fixture
+def cuda_results(monkeypatch):
+    """The jobs of our workers, each answered with steps of 80 ms; PyTorch's take 100, autotuned
+    90."""
+    asked: list[dict] = []
+
+    def ours(job):
+        asked.append(job)
+        by = {"by_op": BY_OP} if job.get("by_op") else {}
+        return {"ms": [80.0] * job["steps"], "peak_bytes": 2**30} | by
+
+    def rival(script, needs, job):
+        ms = 90.0 if job.get("mode") == "max-autotune" else 100.0
+        return {"ms": [ms] * job["steps"], "peak_bytes": 2**31}
+
+    monkeypatch.setattr(measured, "ours", ours)
+    monkeypatch.setattr(measured, "rival", rival)
+    return asked
+
+
+def job_on(device: str, B: int, T: int) -> dict:
+    return train.training_job(presets.get("gpt2-124m").replace(device=device), B, T, 3, 0)
 
 
 def python(body: str) -> list[str]:
@@ -171,14 +255,16 @@ def test_train_compares_three_of_ours_and_tells_what_is_missing(monkeypatch):
     result = {"ms": [9.0, 9.0, 2.0], "peak_bytes": 5}
     monkeypatch.setattr(measured, "ours", lambda job: asked.append(job) or result)
     monkeypatch.setattr(measured.importlib.util, "find_spec", lambda name: None)
-    job = train.training_job(presets.get("gpt2-124m"), 4, 64, 3, 0)
+    job = job_on("cpu", 4, 64)
     ours, rivals = train.compare(job, "gpt2-124m", True, None, lambda m: None)
     shape = "gpt2-124m-cpu-fp32-b4-t64"
     assert [(m.name, m.case) for m in ours] == [
         ("backglass", f"train-{shape}"), ("backglass, BLAS", f"train-{shape}"),
         ("train_gpt2.py", f"train_gpt2.py-{shape}"),
     ]  # fmt: skip
-    assert [a["kind"] for a in asked] == ["train", "train", "one file"]
+    assert [(a["kind"], a.get("by_op")) for a in asked] == [
+        ("train", True), ("train", False), ("one file", None),
+    ]  # fmt: skip
     assert ours[0].value == 4 * 64 / 0.002
     assert [m.missing for m in rivals] == ["not installed: pip install torch"] * 2 + [llmc.MISSING]
 
@@ -186,13 +272,124 @@ def test_train_compares_three_of_ours_and_tells_what_is_missing(monkeypatch):
 def test_train_at_another_shape_does_not_mention_llm_c(monkeypatch):
     monkeypatch.setattr(measured, "ours", lambda job: {"ms": [1.0], "peak_bytes": 5})
     monkeypatch.setattr(measured.importlib.util, "find_spec", lambda name: None)
-    job = train.training_job(presets.get("gpt2-124m"), 1, 64, 3, 0)
+    job = job_on("cpu", 1, 64)
     rivals = train.compare(job, "gpt2-124m", True, None, lambda m: None)[1]
     assert [m.name for m in rivals] == ["torch.eager", "torch.compile"]
 
 
 def test_a_step_longer_than_the_presets_context_gets_a_longer_model():
     assert train.training_job(presets.get("tiny"), 1, 512, 1, 0)["max_seq_len"] == 512
+
+
+@pytest.mark.parametrize(
+    "device, B, autotune, expected",
+    [
+        ("cpu", 4, False, [""]),
+        ("cuda", 64, False, [""]),
+        ("cuda", 64, True, ["", "max-autotune"]),
+        ("cuda", 8, True, ["", "max-autotune", "reduce-overhead"]),
+    ],
+)
+def test_train_asks_torch_compile_for_its_modes(device, B, autotune, expected):
+    assert train.modes(job_on(device, B, 8) | {"max_autotune": autotune}) == expected
+
+
+def test_train_on_cuda_compares_three_of_ours_and_every_mode_of_pytorch(cuda_results, run):
+    code, text = run("bench", "train", "--device", "cuda", "--rivals", "--max-autotune")
+    shown = [line[:30].strip() for line in text.splitlines() if "best" in line]
+    assert code == 0 and shown == [
+        "backglass, fastest", "backglass", "backglass, cuBLASLt", "torch.eager", "torch.compile",
+        "torch.compile, max-autotune",
+    ]  # fmt: skip
+    asked = [(j["dtype"], j.get("matmul"), j["by_op"]) for j in cuda_results]
+    assert asked == [("bf16", None, True), ("bf16", "own", False), ("bf16", "cublaslt", False)]
+    shape = {(j["device"], j["batch_size"], j["seq_len"]) for j in cuda_results}
+    assert shape == {("cuda", 64, 1024)}
+
+
+# ------------------------------------------------------------------------------ time by op
+def small_step() -> Program:
+    c = gpt2.Config(layers=2, heads=3, channels=15, vocab_size=131, max_seq_len=24)
+    micro, update = record_micro(gpt2, c, 2, 7), record_update(gpt2, c)
+    return Program((*micro, *update))
+
+
+def test_by_op_has_every_line_of_the_step_that_trains(monkeypatch):
+    monkeypatch.setattr(worker, "ceilings", lambda job: ops.Ceilings(1e9, 1e9))
+    job = TINY | {"batch_size": 2, "seq_len": 7, "steps": 1, "by_op": True}
+    found = worker.train(job)["by_op"]
+    expected: dict[str, int] = {}
+    for c in small_step():
+        expected[c.op] = expected.get(c.op, 0) + 1
+    assert {o["op"]: o["calls"] for o in found["ops"]} == expected
+    ms = [o["ms"] for o in found["ops"]]
+    assert ms == sorted(ms, reverse=True) and ms[-1] > 0
+
+
+def test_by_op_is_not_measured_unless_asked_for():
+    job = TINY | {"batch_size": 2, "seq_len": 7, "steps": 1}
+    assert "by_op" not in worker.train(job)
+
+
+def test_by_op_sums_lines_and_their_ceilings_by_call():
+    step = small_step()
+    ms = [float(i) for i in range(len(step))]
+    found = by_op.summary(step, ms, ops.Ceilings(1e9, 2e9))
+    gelus = [i for i, c in enumerate(step) if c.op == "gelu"]
+    (gelu,) = (o for o in found["ops"] if o["op"] == "gelu")
+    assert len(gelus) == 2 and gelu["ms"] == sum(gelus)
+    k = line_cost(step[gelus[0]], 1e9, 2e9)
+    assert gelu["ceiling_ms"] == pytest.approx(2e3 * max(k.flops / 1e9, k.nbytes / 2e9))
+    assert sum(o["ms"] for o in found["ops"]) == sum(ms)
+
+
+def test_by_op_on_the_gpu_takes_the_median_of_events_without_the_first_step():
+    device = FakeCuda()
+    step = Program(tuple(small_step())[:2])
+    turns = [iter([900.0, 1, 2, 3, 8, 9]), iter([900.0, 50, 60, 40, 70, 80])]  # ms, step by step
+    device.bind = lambda calls, memory: [lambda t=t: device.spend(next(t)) for t in turns]
+    plans = {"micro": SimpleNamespace(placed=lambda: step), "update": SimpleNamespace(placed=tuple)}
+    session = SimpleNamespace(device=device, memory=None, plans=plans)
+    found, ms = by_op.line_times(session)
+    assert list(found) == list(step) and ms == [3, 60]
+
+
+BY_OP = {
+    "ceilings": [2e12, 1e12],
+    "ops": [
+        {"op": "matmul", "calls": 3, "ms": 60.0, "flops": 3e9, "bytes": 1e9, "ceiling_ms": 45.0},
+        {"op": "gelu", "calls": 2, "ms": 20.0, "flops": 1e9, "bytes": 2e9, "ceiling_ms": 5.0},
+    ],
+}
+
+
+def test_by_op_table_has_shares_a_sum_and_what_is_left_over():
+    m = Measured("backglass", "train-x", value=1.0, step_ms=100.0, by_op=BY_OP)
+    text = list(by_op.table(m, "cpu"))
+    rows = [line.split() for line in text[3:6]]
+    assert rows == [
+        ["matmul", "3", "60.000", "60.0%", "75%"], ["gelu", "2", "20.000", "20.0%", "25%"],
+        ["sum", "5", "80.000", "80.0%", "62%"],
+    ]  # fmt: skip
+    assert "100.000   left over: 20.000 ms (20.0%), tokens in" in text[6]
+    assert "2.00 TFLOP/s, 1.000 TB/s" in text[7]
+
+
+def test_by_op_table_of_lines_that_take_longer_than_the_step_says_so():
+    m = Measured("backglass", "train-x", value=1.0, step_ms=64.0, by_op=BY_OP)
+    text = "\n".join(by_op.table(m, "cuda"))
+    assert "left over: -16.000 ms (-25.0%), one by one its lines take longer" in text
+    assert "a CUDA event after every line" in text
+
+
+def test_by_op_rows_go_into_the_results_file(cuda_results, run, tmp_path):
+    out = tmp_path / "r.json"
+    code, _ = run("bench", "train", "--device", "cuda", "--batch-size", "2", "--out", out)
+    rows = json.loads(out.read_text())["rows"]
+    (row,) = (r for r in rows if r["case"] == "op-matmul-gpt2-124m-cuda-bf16-b2-t1024")
+    assert code == 0 and row["implementation"] == "backglass, fastest"
+    assert (row["value"], row["unit"], row["calls"], row["share"]) == (60.0, "ms", 3, 0.75)
+    assert row["share_of_step"] == pytest.approx(60 / 80)
 
 
 # ------------------------------------------------------------------------------ llm.c
@@ -325,27 +522,66 @@ def test_generate_knows_a_model_on_disk(tmp_path, run):
 
 # ------------------------------------------------------------------------------ bench table
 def test_table_shows_what_is_missing_and_how_to_get_it(monkeypatch, capsys):
-    monkeypatch.setattr(measured.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        measured, "rival_command", lambda *a: ([], "not installed: pip install torch")
+    )
     monkeypatch.setattr(measured, "ours", lambda job: {"ms": [job["seq_len"]], "peak_bytes": 2**30})
-    ours, rivals = table.columns(0, 3, False, None, lambda text: None)
-    table.print_table(ours, rivals, None)
+    job = job_on("cpu", 4, 64)
+    ours, rivals = table.columns(job, False, None, lambda text: None)
+    table.print_table(job, ours, rivals, None)
     text = capsys.readouterr().out
     assert "| torch.compile | not installed: pip install torch, then --rivals | | |" in text
     assert f"| llm.c | {llmc.MISSING} | | |" in text
     assert "| backglass, naive rungs (one step at B=1, T=64) | 1,000.0 | 1.00 GiB |" in text
 
 
-def test_table_rows_compare_only_what_had_the_same_shape(monkeypatch):
-    ours = [Measured(n, "c", value=2.0) for n in ("backglass", "backglass, BLAS", table.NAIVE)]
-    found = table.rows(ours, [Measured("llm.c", "c", value=1.0)], None)
+def test_table_rows_compare_only_what_had_the_same_shape():
+    ours = [Measured(table.RAW["cpu"], "short", value=2.0)]
+    ours += [Measured(n, "c", value=2.0) for n in train.VARIANTS["cpu"]]
+    found = table.rows(job_on("cpu", 4, 64), ours, [Measured("llm.c", "c", value=1.0)], None)
     ratios = {r["implementation"]: r.get("ratio") for r in found}
-    assert ratios == {"backglass": 2, "backglass, BLAS": 2, "llm.c": None, table.NAIVE: None}
+    assert ratios == {
+        "backglass": 2, "backglass, BLAS": 2, "llm.c": None, "backglass, naive rungs": None,
+    }  # fmt: skip
 
 
 def test_table_counts_a_rung_in_the_place_of_its_kernel():
     paths, folder = lines.rows(), lines.PACKAGE / "ops" / "matmul"
-    saved = table.our_lines(paths, "") - table.our_lines(paths, "matmul=v1")
+    saved = table.our_lines(paths, "cpu", "") - table.our_lines(paths, "cpu", "matmul=v1")
     assert saved == lines.count(folder / "cpu.py") - lines.count(folder / "ladder" / "v1_naive.py")
+
+
+def test_table_counts_the_kernels_that_a_rung_imports():
+    paths, folder = lines.rows(), lines.PACKAGE / "ops" / "matmul" / "ladder"
+    own = table.our_lines(paths, "cuda", "matmul=own")
+    more = table.our_lines(paths, "cuda", "matmul=fastest") - own
+    assert more == lines.count(folder / "fastest.py") + lines.count(folder / "cublaslt.py")
+
+
+def test_table_on_cuda_measures_the_rungs_in_shared_memory_at_the_same_shape(
+    cuda_results, run, tmp_path
+):
+    out = tmp_path / "r.json"
+    code, text = run("bench", "table", "--device", "cuda", "--rivals", "--max-autotune",
+                     "--out", out)  # fmt: skip
+    assert code == 0 and cuda_results[0]["rung"].startswith("matmul=v2,layernorm=v2")
+    shown = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if " GiB | " in line]
+    assert shown == [
+        "torch.compile, max-autotune", "backglass, v2 rungs", "backglass, fastest", "backglass",
+        "backglass, cuBLASLt",
+    ]  # fmt: skip
+    ratios = {r["implementation"]: r.get("ratio") for r in json.loads(out.read_text())["rows"]}
+    assert ratios == pytest.approx(
+        dict.fromkeys(shown[1:], 90 / 80) | {"torch.compile, max-autotune": None}
+    )
+
+
+def test_table_on_cuda_keeps_published_figures_apart(cuda_results, run, tmp_path):
+    out = tmp_path / "r.json"
+    _, text = run("bench", "table", "--device", "cuda", "--rivals", "--out", out)
+    measured_part, published = text.split("Published elsewhere, on other machines, not measured")
+    assert "llm.c" not in measured_part and "llm.c" not in out.read_text()
+    assert "llm.c: 468,000 tokens/s" in published and "8 H100 SXM" in published
 
 
 # ------------------------------------------------------------------------------ bench ops
@@ -355,6 +591,102 @@ def test_ops_have_a_row_for_each_call_of_an_op(monkeypatch):
     assert [(r.op, r.shape) for r in rows] == [("gelu", "N=24576"), ("d_gelu", "N=24576")]
     r = rows[0]
     assert r.ceiling == "bytes/s" and r.share == pytest.approx(r.gbps / 10)
+
+
+def ratio_row(op: str, ratio: float, rival: str, dtype: str = "bf16") -> ops.Row:
+    return ops.Row(op, "fastest", "", dtype, 1.0, 1.0, 1.0, "FLOP/s", 1.0, rival, ratio)
+
+
+def test_ops_means_are_geometric_and_keep_epilogues_and_dtypes_apart():
+    rows = [
+        ratio_row("matmul", 0.5, "cublaslt"), ratio_row("d_matmul_w", 8.0, "cublaslt"),
+        ratio_row("matmul_gelu", 3.0, "cublaslt + gelu"), ratio_row("matmul", 7.0, "blas", "fp32"),
+        ratio_row("attention", 9.0, "torch sdpa, cudnn"),
+    ]  # fmt: skip
+    assert ops.means(rows) == [
+        "bare matmuls, bf16: 2.00x cublaslt, the geometric mean of 2 rows of matmul, d_matmul_w",
+        "matmuls with an epilogue, bf16: 3.00x cublaslt and the passes they save, the geometric "
+        "mean of 1 row of matmul_gelu",
+        "bare matmuls, fp32: 7.00x blas, the geometric mean of 1 row of matmul",
+    ]
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """bench ops on a GPU on which cuBLASLt takes 3 ms for a product, ours 2, all else 1."""
+
+    def get(name, rungs=None):
+        ms = 3.0 if (rungs or {}).get("matmul") == "cublaslt" else 2.0
+        return FakeCuda({"matmul": ms, "matmul_gelu": 2.0}, rungs)
+
+    monkeypatch.setattr(gpu, "get", get)
+    monkeypatch.setattr(gpu, "ceilings", lambda device, dtype: ops.Ceilings(1e15, 1e12))
+
+
+def test_gpu_ops_compare_a_product_with_cublaslt_and_an_epilogue_with_the_pass_too(fake_gpu):
+    rows = list(gpu.gpu_ops(["matmul", "matmul_gelu"], 1, 8, "bf16", {}, {}))
+    found = {(r.op, r.rival, r.ratio) for r in rows if r.op in ("matmul", "matmul_gelu")}
+    assert found == {("matmul", "cublaslt", 1.5), ("matmul_gelu", "cublaslt + gelu", (3 + 1) / 2)}
+
+
+def test_gpu_ops_without_a_dtype_take_every_one_that_the_gpu_has(fake_gpu):
+    rows = list(gpu.gpu_ops(["attention"], 1, 8, "", {}, {"attention": ("torch sdpa", 4.0)}))
+    found = [(r.op, r.dtype, r.ratio) for r in rows]
+    assert found == [
+        ("attention", "bf16", 4.0), ("d_attention", "bf16", None),
+        ("attention", "tf32", None), ("d_attention", "tf32", None),
+        ("attention", "fp32", None), ("d_attention", "fp32", None),
+    ]  # fmt: skip
+
+
+def test_gpu_ops_do_not_compare_cublaslt_with_itself(fake_gpu):
+    rows = gpu.gpu_ops(["matmul"], 1, 8, "tf32", {}, {})
+    assert {(r.rung, r.rival, r.ratio) for r in rows} == {("cublaslt", "", None)}
+
+
+def test_ops_on_cuda_print_one_table_per_dtype_and_the_means(fake_gpu, monkeypatch, run):
+    monkeypatch.setattr(sdpa.measured, "rival", lambda *a: {"forward_ms": 3.0, "backward_ms": 0.5})
+    args = "ops matmul attention --device cuda --rivals --batch-size 1 --seq-len 8"
+    code, text = run("bench", *args.split())
+    assert code == 0 and [text.count(f"call in {d} ") for d in ("bf16", "tf32", "fp32")] == [1] * 3
+    assert "TFLOP/s" in text and "3.00x torch sdpa, flash" in text
+    assert "0.50x torch sdpa, flash" in text and "bare matmuls, bf16: 1." in text
+
+
+@pytest.mark.parametrize("args", ["matmul --rivals", "--rivals --dtype tf32 attention"])
+def test_ops_start_no_rival_that_no_row_needs(fake_gpu, monkeypatch, run, args):
+    monkeypatch.setattr(sdpa, "measure", lambda *a: pytest.fail("PyTorch was started"))
+    shape = ("--device", "cuda", "--batch-size", "1", "--seq-len", "8")
+    assert run("bench", "ops", *args.split(), *shape)[0] == 0
+
+
+def test_sdpa_compares_with_the_faster_backend_of_each_direction(monkeypatch):
+    results = {
+        "flash": {"forward_ms": 2.0, "backward_ms": 5.0},
+        "cudnn": {"forward_ms": 1.0, "backward_ms": 6.0},
+    }
+    monkeypatch.setattr(measured, "rival", lambda script, needs, job: results[job["backend"]])
+    told: list[str] = []
+    assert sdpa.measure(64, 1024, told.append) == {
+        "attention": ("torch sdpa, cudnn", 1.0), "d_attention": ("torch sdpa, flash", 5.0),
+    }  # fmt: skip
+    assert told == [
+        "torch sdpa, flash              attention 2.000 ms, d_attention 5.000 ms",
+        "torch sdpa, cudnn              attention 1.000 ms, d_attention 6.000 ms",
+    ]
+
+
+def test_sdpa_goes_on_without_a_backend_that_fails(monkeypatch):
+    def rival(script, needs, job):
+        failed = {"error": "failed with exit code 1: RuntimeError: no kernel"}
+        return failed if job["backend"] == "cudnn" else {"forward_ms": 2.0, "backward_ms": 5.0}
+
+    monkeypatch.setattr(measured, "rival", rival)
+    told: list[str] = []
+    assert sdpa.measure(64, 1024, told.append)["attention"] == ("torch sdpa, flash", 2.0)
+    assert (
+        told[1] == "torch sdpa, cudnn              failed with exit code 1: RuntimeError: no kernel"
+    )
 
 
 # ------------------------------------------------------------------------------ the command
@@ -367,7 +699,14 @@ def test_ops_have_a_row_for_each_call_of_an_op(monkeypatch):
         ("train --rung matmul=v1", "takes no --rung"),
         ("train --max-tokens 3", "takes no --max-tokens"),
         ("table tiny", "takes no names"),
-        ("ops --rivals", "takes no --rivals"),
+        ("ops --rivals", "add --device cuda"),
+        ("ops --device cuda --dtype fp8", "bf16, tf32, fp32"),
+        ("ops nosuch --device cuda", "matmul"),
+        ("train --device cuda:1", "CUDA_VISIBLE_DEVICES"),
+        ("train --max-autotune", "add --rivals"),
+        ("train tiny --from-start --device cuda", "on the CPU"),
+        ("generate --max-autotune", "takes no --max-autotune"),
+        ("generate --device cuda", "takes no --device"),
         ("ops nosuch", "matmul"),
         ("ops dropout", "training step"),
         ("ops matmul --rung matmul", "OP=V"),
@@ -421,6 +760,19 @@ def test_pytorch_rival_trains_on_the_same_protocol():
     assert "error" not in once, once
     assert (len(once["ms"]), len(thrice["ms"])) == (1, 3) and thrice["peak_bytes"] > 0
     assert 0 < thrice["loss"] < once["loss"]
+
+
+@pytest.mark.oracle
+def test_attention_rival_times_both_directions_and_tells_what_it_lacks():
+    pytest.importorskip("torch")
+    job = {
+        "batch_size": 1, "heads": 2, "seq_len": 40, "head_size": 16, "device": "cpu", "threads": 1,
+    }  # fmt: skip
+    flash, cudnn = (
+        measured.rival("torch_sdpa.py", ("torch",), job | {"backend": b}) for b in sdpa.BACKENDS
+    )
+    assert flash["forward_ms"] > 0 and flash["backward_ms"] > 0
+    assert "RuntimeError" in cudnn["error"]
 
 
 @pytest.mark.oracle

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from backglass.device.interpret import SWITCHES
 from backglass.program.budget import CUDA_CONTEXT_BYTES
 
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
@@ -23,7 +24,7 @@ TRITON = pytest.mark.skipif(
 
 def plan(*args: str) -> str:
     """What `backglass plan …` prints."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env = {k: v for k, v in os.environ.items() if k not in SWITCHES.values()}
     command = [sys.executable, "-m", "backglass", "plan", *args]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
 

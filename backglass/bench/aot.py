@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from backglass.device.aot import Aot, Compiled
 
 
-def rows(names: list[str], B: int, T: int) -> Iterator[Compiled]:
+def rows(names: list[str], B: int, T: int, rungs: dict[str, str]) -> Iterator[Compiled]:
     """What each kernel takes on each chip, in bf16 and, where it differs, TF32."""
     try:
         from backglass.device import aot
@@ -25,7 +25,7 @@ def rows(names: list[str], B: int, T: int) -> Iterator[Compiled]:
         ) from None
     for arch in aot.ARCHS:
         for dtype in ("bf16", "tf32"):
-            device = aot.Aot(arch)
+            device = aot.Aot(arch, rungs)
             for c in distinct(names, calls(device, B, T, dtype)):
                 before = len(device.compiled)
                 device.bind([c], device.memory())[0]()

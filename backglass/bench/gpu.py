@@ -3,7 +3,7 @@
 Times are of replayed CUDA graphs, so that no launch from Python is in them.  Ceilings are measured
 in the same run: FLOP/s as cuBLASLt reaches them on a product of 4096³, bytes/s as a copy of 1 GiB
 moves them (read and written).  The rival of a fused matmul is cuBLASLt's product plus the kernels
-that it saves.
+that it saves; attention's is PyTorch's (sdpa.py), if it is asked for.
 """
 
 from __future__ import annotations
@@ -12,50 +12,53 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backglass.bench.ops import Ceilings, Row, shape_of
+from backglass.bench.ops import Ceilings, Row, distinct, row
 from backglass.device import get
 from backglass.models import gpt2
 from backglass.ops import signature
-from backglass.program.cost import line_cost
 from backglass.program.fuse import parse
 from backglass.program.record import Call, make_call
 from backglass.program.step import record_micro, record_update
+from backglass.training.settings import Settings
 from backglass.view import View
 
 if TYPE_CHECKING:
     from backglass.device.cuda import Cuda
     from backglass.execute.memory import Memory
 
+Rivals = dict[str, tuple[str, float]]  # call -> who does the same, in how many milliseconds
 
-def gpu_ops(names: list[str], B: int, T: int, dtype: str, rungs: dict[str, str]) -> Iterator[Row]:
-    """A row for every distinct call of the fused step, or of the named ops."""
-    device = get("cuda", rungs=rungs)
-    library = get("cuda", rungs={**rungs, "matmul": "cublaslt"})
+
+def gpu_ops(
+    names: list[str], B: int, T: int, dtype: str, rungs: dict[str, str], rivals: Rivals
+) -> Iterator[Row]:
+    """A row for every distinct call of the fused step, or of the named ops, in a dtype or, if it is
+    empty, in every one that the GPU has.  rivals: of attention, in bf16."""
+    for each in [dtype] if dtype else reversed(get("cuda").dtypes):
+        asked = {"matmul": Settings(device="cuda", dtype=each).matmul, **rungs}
+        yield from ops_in(each, names, B, T, asked, rivals if each == "bf16" else {})
+
+
+def ops_in(
+    dtype: str, names: list[str], B: int, T: int, asked: dict[str, str], rivals: Rivals
+) -> Iterator[Row]:
+    """asked: rungs, among them who multiplies matrices."""
+    rungs = {op: rung for op, rung in asked.items() if rung != "own"}
+    device: Any = get("cuda", rungs=rungs)
+    library: Any = get("cuda", rungs=rungs | {"matmul": "cublaslt"})
     limits = ceilings(device, dtype)
-    seen = set()
-    for c in calls(device, B, T, dtype):
-        key = (c.op, shape_of(c))
-        if key in seen or (names and c.op not in names and c.signature.op not in names):
-            continue
-        seen.add(key)
-        k = line_cost(c, limits.flops_per_s, limits.bytes_per_s)
-        arithmetic = k.flops / limits.flops_per_s >= k.nbytes / limits.bytes_per_s
-        bound = "FLOP/s" if arithmetic else "bytes/s"
+    for c in distinct(names, calls(device, B, T, dtype)):
         ms = milliseconds(device, c)
-        rival, ratio = "", None
-        if parts := matmul_parts(c):
-            rival = "cublaslt" if len(parts) == 1 else "cublaslt + " + " + ".join(
-                p.op for p in parts[1:]
-            )  # fmt: skip
-            ratio = sum(milliseconds(library, p) for p in parts) / ms
-        yield Row(
-            c.op, rungs.get(c.signature.op, "fastest"), shape_of(c), dtype, ms,
-            k.flops / ms / 1e6, k.nbytes / ms / 1e6, bound, k.seconds * 1e3 / ms, rival, ratio,
-        )  # fmt: skip
+        rival, rival_ms = rivals.get(c.op, ("", None))
+        if (parts := matmul_parts(c)) and asked["matmul"] != "cublaslt":
+            rival = " + ".join(("cublaslt", *(p.op for p in parts[1:])))
+            rival_ms = sum(milliseconds(library, p) for p in parts)
+        yield row(c, asked, dtype, limits, ms, rival, rival_ms)
 
 
 def calls(device: Cuda, B: int, T: int, dtype: str) -> Iterator[Call]:
@@ -75,11 +78,10 @@ def matmul_parts(c: Call) -> list[Call]:
     parts = []
     for line in parse(c.signature.equals):
         sig = signature(line.op)
-        known = {o.name: env[v] for o, v in zip(sig.ins, line.ins, strict=False)}
-        sizes = sig.bind(tuple(
-            [None] * len(sig.outs) + [known[o.name].shape if o.name in known else None
-                                      for o in sig.passed_ins]
-        ))  # fmt: skip
+        given = {o.name: env[v] for o, v in zip(sig.ins, line.ins, strict=False)}
+        shapes = {name: v.shape for name, v in given.items() if v is not None}
+        known = [shapes.get(o.name) for o in sig.passed_ins]
+        sizes = sig.bind(tuple([None] * len(sig.outs) + known))
         for o, v in zip(sig.outs, line.outs, strict=False):
             env.setdefault(v, View(v, o.shape(sizes), c.dtype, "act"))
         operands = [env.get(v) for v in (*line.outs, *line.ins)]
@@ -92,11 +94,11 @@ def milliseconds(device: Cuda, c: Call) -> float:
     memory = device.memory()
     line = device.bind([filled(c, memory)], memory)[0]
     line()
-    once = elapsed_ms(device, line)
+    (once,) = elapsed_ms(device, [line])
     repeats = max(1, min(50, int(5 / max(once, 0.01))))
     replay = device.capture([line] * repeats)
     replay()
-    found = statistics.median(elapsed_ms(device, replay) for _ in range(5)) / repeats
+    found = statistics.median(elapsed_ms(device, [replay] * 5)) / repeats
     del memory, line, replay
     device.cupy.get_default_memory_pool().free_all_blocks()
     return found
@@ -123,13 +125,16 @@ def filled(c: Call, memory: Memory) -> Call:
     return replace(c, outs=tuple(map(mine, c.outs)), ins=tuple(map(mine, c.ins)))
 
 
-def elapsed_ms(device: Cuda, run: Callable[[], object]) -> float:
-    begin, end = device.cupy.cuda.Event(), device.cupy.cuda.Event()
-    begin.record(device.stream)
-    run()
-    end.record(device.stream)
-    end.synchronize()
-    return device.cupy.cuda.get_elapsed_time(begin, end)
+def elapsed_ms(device: Cuda, lines: list[Callable[[], object]]) -> list[float]:
+    """Of each line, from the end of the one before it on the stream to its own end; all are
+    launched before anything is waited for."""
+    events = [device.cupy.cuda.Event() for _ in range(len(lines) + 1)]
+    events[0].record(device.stream)
+    for line, event in zip(lines, events[1:], strict=True):
+        line()
+        event.record(device.stream)
+    events[-1].synchronize()
+    return [device.cupy.cuda.get_elapsed_time(a, b) for a, b in pairwise(events)]
 
 
 def ceilings(device: Cuda, dtype: str) -> Ceilings:
@@ -137,7 +142,7 @@ def ceilings(device: Cuda, dtype: str) -> Ceilings:
     cp = device.cupy
     x, y = cp.ones(1 << 30, cp.uint8), cp.empty(1 << 30, cp.uint8)
     cp.copyto(y, x)
-    ms = min(elapsed_ms(device, partial(cp.copyto, y, x)) for _ in range(10))
+    ms = min(elapsed_ms(device, [partial(cp.copyto, y, x)] * 10))
     del x, y
     cp.get_default_memory_pool().free_all_blocks()
     return Ceilings(device.peak_flops(dtype), 2 * 2**30 / (ms / 1e3))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ class Measured:
     """One implementation at one shape: a rate (more is better) or a time (less is better).
 
     value: of the median measurement; best: of the best; count: how many there were.  first_s: the
-    first step, which compiles or warms up and is not among them.  missing: why there is no value.
+    first step, which compiles or warms up and is not among them.  step_ms: the median step; by_op:
+    where it goes (by_op.py).  missing: why there is no value.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Measured:
     count: int = 0
     first_s: float = 0.0
     missing: str = ""
+    step_ms: float = 0.0
+    by_op: dict[str, Any] = field(default_factory=dict)
 
     def ratio(self, rival: Measured) -> float:
         """Above 1: this one is better."""
@@ -61,10 +64,10 @@ class Measured:
 
     def __str__(self) -> str:
         if self.missing:
-            return f"{self.name:18} {self.missing}"
+            return f"{self.name:30} {self.missing}"
         peak = f"   peak {self.peak_bytes / 2**30:.2f} GiB" if self.peak_bytes else ""
         first = f"   first step {self.first_s:.1f} s" if self.first_s else ""
-        return f"{self.name:18} {self.value:9,.1f} {self.unit} (best {self.best:,.1f}){peak}{first}"
+        return f"{self.name:30} {self.value:9,.1f} {self.unit} (best {self.best:,.1f}){peak}{first}"
 
 
 def rate(
@@ -74,10 +77,10 @@ def rate(
     """tokens/s of the median after warm-up, each of ms for so many tokens.  With no more than
     `warmup` of them the last one counts.  prepare_ms: what else was spent before the first."""
     counted = ms[warmup:] or ms[-1:]
-    per_s = tokens * 1e3
+    per_s, median = tokens * 1e3, statistics.median(counted)
     return Measured(
-        name, case, per_s / statistics.median(counted), RATE, per_s / min(counted), peak_bytes,
-        len(counted), (prepare_ms + ms[0]) / 1e3 if warmup else 0.0,
+        name, case, per_s / median, RATE, per_s / min(counted), peak_bytes, len(counted),
+        (prepare_ms + ms[0]) / 1e3 if warmup else 0.0, step_ms=median,
     )  # fmt: skip
 
 

@@ -8,8 +8,9 @@ as adding two long vectors does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from statistics import geometric_mean
 
 import numpy as np
 
@@ -57,31 +58,59 @@ def bench_ops(
 ) -> Iterator[Row]:
     """A row for every distinct call of GPT-2 124M's step (plain program), or of the named ops."""
     device = get("cpu", threads=threads, rungs=rungs)
+    blas = get("cpu", threads=threads, rungs={"matmul": "blas"})
     limits = ceilings(threads)
-    seen: set[tuple] = set()
-    for c in distinct_calls(B, T):
-        if names and c.op not in names and c.signature.op not in names:
-            continue
-        key = (c.op, shape_of(c))
-        if key in seen:
-            continue
-        seen.add(key)
+    for c in distinct(names, distinct_calls(B, T)):
         memory = filled(c)
         device.prepare([c], memory)
         ms = best_ms(device.bind([c], memory)[0], seconds)
-        k = line_cost(c, limits.flops_per_s, limits.bytes_per_s)
-        bound = (
-            "FLOP/s" if k.flops / limits.flops_per_s > k.nbytes / limits.bytes_per_s else "bytes/s"
-        )
-        rung = rungs.get(c.signature.op, "fastest")
-        rival, ratio = "", None
+        rival, rival_ms = "", None
         if c.signature.op == "matmul" and "matmul" not in rungs:
-            blas = get("cpu", threads=threads, rungs={"matmul": "blas"})
-            rival, ratio = "blas", best_ms(blas.bind([c], memory)[0], seconds) / ms
-        yield Row(
-            c.op, rung, shape_of(c), "fp32", ms, k.flops / ms / 1e6, k.nbytes / ms / 1e6, bound,
-            k.seconds * 1e3 / ms, rival, ratio,
-        )  # fmt: skip
+            rival, rival_ms = "blas", best_ms(blas.bind([c], memory)[0], seconds)
+        yield row(c, rungs, "fp32", limits, ms, rival, rival_ms)
+
+
+def distinct(names: list[str], calls: Iterable[Call]) -> Iterator[Call]:
+    """Calls of the named ops, or of all, each call and shape once."""
+    seen = set()
+    for c in calls:
+        key = (c.op, shape_of(c))
+        if key not in seen and (not names or c.op in names or c.signature.op in names):
+            seen.add(key)
+            yield c
+
+
+def row(
+    c: Call, rungs: dict[str, str], dtype: str, limits: Ceilings, ms: float, rival: str,
+    rival_ms: float | None,
+) -> Row:  # fmt: skip
+    """What a call that took `ms` comes to, beside its ceilings and its rival."""
+    k = line_cost(c, limits.flops_per_s, limits.bytes_per_s)
+    arithmetic = k.flops / limits.flops_per_s >= k.nbytes / limits.bytes_per_s
+    return Row(
+        c.op, rungs.get(c.signature.op, "fastest"), shape_of(c), dtype, ms, k.flops / ms / 1e6,
+        k.nbytes / ms / 1e6, "FLOP/s" if arithmetic else "bytes/s", k.seconds * 1e3 / ms, rival,
+        rival_ms / ms if rival_ms else None,
+    )  # fmt: skip
+
+
+def means(rows: list[Row]) -> list[str]:
+    """A sentence for each dtype's bare matmuls and for those with an epilogue: the geometric mean
+    of their ratios, and over what."""
+    groups: dict[tuple[str, bool, str], list[Row]] = {}
+    for r in rows:
+        if r.ratio and "matmul" in r.op:
+            library, saved, _ = r.rival.partition(" + ")
+            groups.setdefault((r.dtype, bool(saved), library), []).append(r)
+    return [_mean(*kind, group) for kind, group in groups.items()]
+
+
+def _mean(dtype: str, fused: bool, library: str, rows: list[Row]) -> str:
+    mean = geometric_mean(r.ratio for r in rows if r.ratio)
+    what = "matmuls with an epilogue" if fused else "bare matmuls"
+    beside = f"{library} and the passes they save" if fused else library
+    over = f"row{'s' * (len(rows) != 1)} of {', '.join(dict.fromkeys(r.op for r in rows))}"
+    return f"{what}, {dtype}: {mean:.2f}x {beside}, the geometric mean of {len(rows)} {over}"
 
 
 def distinct_calls(B: int, T: int) -> Iterator[Call]:

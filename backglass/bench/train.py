@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from backglass.bench import llmc, measured
@@ -12,6 +14,15 @@ from backglass.training.settings import Settings
 
 Say = Callable[[Any], None]
 LLMC_SHAPE = (llmc.B, llmc.T)
+# device -> ours: name -> what is asked for, the default first
+VARIANTS: dict[str, dict[str, dict[str, str]]] = {
+    "cpu": {"backglass": {}, "backglass, BLAS": {"matmul": "blas"}},
+    "cuda": {
+        "backglass, fastest": {},
+        "backglass": {"matmul": "own"},
+        "backglass, cuBLASLt": {"matmul": "cublaslt"},
+    },
+}
 
 
 def job_of(s: Settings, threads: int, **more: Any) -> dict[str, Any]:
@@ -25,7 +36,7 @@ def job_of(s: Settings, threads: int, **more: Any) -> dict[str, Any]:
 def training_job(s: Settings, B: int, T: int, steps: int, threads: int) -> dict[str, Any]:
     longest = max(s.seq_len, T)
     more = dict(batch_size=B, seq_len=T, steps=steps, device=s.device, dtype=s.dtype)
-    return job_of(s, threads, **more) | {"max_seq_len": longest}
+    return job_of(s, threads, **more) | {"max_seq_len": longest, "max_autotune": False}
 
 
 def case_of(preset: str, B: int, T: int, device: str = "cpu", dtype: str = "fp32") -> str:
@@ -35,29 +46,25 @@ def case_of(preset: str, B: int, T: int, device: str = "cpu", dtype: str = "fp32
 def compare(
     job: dict[str, Any], preset: str, rivals: bool, llmc_folder: str | None, say: Say
 ) -> tuple[list[Measured], list[Measured]]:
-    """(ours, rivals); `say` is told each result as it comes."""
+    """(ours, rivals); `say` is told each result as it comes.  Of the first of ours, the default,
+    also the time by op."""
     shape = (job["batch_size"], job["seq_len"])
-    device = job.get("device", "cpu")
-    case = case_of(preset, *shape, device, job.get("dtype", "fp32"))
+    case = case_of(preset, *shape, job["device"], job["dtype"])
     if job.get("recompute"):
         case += "-recompute-" + job["recompute"].replace(",", "-")
-    library, its_name = {"cpu": ("blas", "BLAS"), "cuda": ("cublaslt", "cuBLASLt")}[device]
-    own: list[Callable[[], Measured]] = [
-        lambda: package(job | {"matmul": "own"}, case),
-        lambda: package(job | {"matmul": library}, case, f"backglass, {its_name}"),
+    own = [
+        partial(package, job | more | {"by_op": not k}, case, name)
+        for k, (name, more) in enumerate(VARIANTS[job["device"]].items())
     ]
-    if device == "cpu":
-        own.append(lambda: one_file(job, case))
-    else:
-        own.insert(0, lambda: package(job, case, "backglass, fastest"))
+    if job["device"] == "cpu":
+        own.append(partial(one_file, job, case))
     others: list[Callable[[], Measured]] = []
     if rivals:
-        others += [lambda: pytorch(False, job, case), lambda: pytorch(True, job, case)]
-    if rivals and device == "cuda" and job["batch_size"] <= 8:  # where launches cost most
-        others.append(lambda: pytorch(True, job, case, "reduce-overhead"))
+        others = [partial(pytorch, False, job, case)]
+        others += [partial(pytorch, True, job, case, mode) for mode in modes(job)]
     if llmc_folder:
-        others.append(lambda: llmc.measure(llmc_folder, job, case))
-    elif rivals and shape == LLMC_SHAPE and device == "cpu":
+        others.append(partial(llmc.measure, llmc_folder, job, case))
+    elif rivals and shape == LLMC_SHAPE and job["device"] == "cpu":
         others.append(lambda: Measured("llm.c", case, missing=llmc.MISSING))
 
     def told(run: Callable[[], Measured]) -> Measured:
@@ -68,8 +75,17 @@ def compare(
     return [told(run) for run in own], [told(run) for run in others]
 
 
-def package(job: dict[str, Any], case: str, name: str = "backglass", warmup: int = 2) -> Measured:
-    return steps_of(name, case, job, measured.ours(job | {"kind": "train"}), warmup)
+def modes(job: dict[str, Any]) -> list[str]:
+    """Of torch.compile: its default, max-autotune if that was asked for, and the one made for small
+    batches, where launches cost most."""
+    small = job["device"] == "cuda" and job["batch_size"] <= 8
+    return ["", *["max-autotune"] * job["max_autotune"], *["reduce-overhead"] * small]
+
+
+def package(job: dict[str, Any], case: str, name: str, warmup: int = 2) -> Measured:
+    result = measured.ours(job | {"kind": "train"})
+    found = steps_of(name, case, job, result, warmup)
+    return replace(found, by_op=result.get("by_op", {}))
 
 
 def one_file(job: dict[str, Any], case: str) -> Measured:

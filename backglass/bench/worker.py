@@ -37,7 +37,18 @@ def main() -> int:
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
     """Full optimizer steps of the package on random tokens; "prepare_ms" is spent on compiling
-    kernels and binding programs."""
+    kernels and binding programs, "by_op" added if the job asks for it."""
+    found, lines = train_steps(job)
+    if lines:  # the session is gone by now: measuring ceilings takes memory too
+        from backglass.bench import by_op
+
+        step, ms = lines
+        found["by_op"] = by_op.summary(step, ms, ceilings(job))
+    return found
+
+
+def train_steps(job: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, list[float]] | None]:
+    """(what was measured, the lines of a step and their times where the job asks for them)."""
     from backglass import device
     from backglass.training.session import Session, device_options
     from backglass.training.settings import Settings
@@ -59,7 +70,23 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
     found = timed(step, job) | {"prepare_ms": prepare_ms}
     found["peak_bytes"] = session.device.used_bytes()
-    return found
+    if not job.get("by_op"):
+        return found, None
+    from backglass.bench import by_op
+
+    return found, by_op.line_times(session)
+
+
+def ceilings(job: dict[str, Any]) -> Any:
+    if job["device"] != "cuda":
+        from backglass.bench.ops import ceilings
+
+        return ceilings(job["threads"] or None)
+    from backglass import device
+    from backglass.bench.gpu import ceilings
+
+    cuda: Any = device.get("cuda")
+    return ceilings(cuda, job["dtype"])
 
 
 def one_file(job: dict[str, Any]) -> dict[str, Any]:

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from backglass.commands.options import Count, Text, opt
 from backglass.errors import wrong_use
 
+if TYPE_CHECKING:
+    from backglass.bench.ops import Row
+    from backglass.training.settings import Settings
+
 # what -> the options it has, besides --out and --json
 OPTIONS = {
-    "ops": {"names", "batch_size", "seq_len", "threads", "rung", "aot", "device", "dtype"},
+    "ops": {
+        "names", "batch_size", "seq_len", "threads", "rung", "aot", "device", "dtype", "rivals",
+    },
     "train": {
-        "names", "batch_size", "seq_len", "steps", "threads", "rivals", "llmc", "from_start",
-        "device", "dtype", "recompute",
+        "names", "batch_size", "seq_len", "steps", "threads", "rivals", "max_autotune", "llmc",
+        "from_start", "device", "dtype", "recompute",
     },
     "generate": {"names", "batch_size", "prompt_tokens", "max_tokens", "threads", "rivals"},
-    "table": {"steps", "threads", "rivals", "llmc"},
+    "table": {
+        "batch_size", "seq_len", "steps", "threads", "rivals", "max_autotune", "llmc", "device",
+        "dtype",
+    },
 }  # fmt: skip
+SHAPES = {"cpu": (4, 64), "cuda": (64, 1024)}  # device -> batch size, tokens per sequence
+STEPS = {"cpu": 9, "cuda": 23}
 
 
 @dataclass
@@ -36,7 +43,8 @@ class Bench:
     """Measure on this machine: ops, training steps, generation, or the table of an article.
 
     Ours and, with --rivals, PyTorch beside it, each in a process of its own; llm.c too if you say
-    where it is (its shape is fixed: batches of 4 x 64 tokens).
+    where it is (its shape is fixed: batches of 4 x 64 tokens).  train also prints where the step of
+    our default goes, op by op.
 
     For example:
       backglass bench table                              about two minutes, ours only
@@ -49,8 +57,11 @@ class Bench:
       backglass bench ops matmul attention               shares of this machine's ceilings
       backglass bench ops matmul --rung matmul=v2        a rung of the ladder
       backglass bench ops --aot                          GPU kernels compiled without a GPU
-      backglass bench train --device cuda --batch-size 64 --rivals
-      backglass bench ops --device cuda                  beside cuBLASLt
+      backglass bench train --device cuda --rivals       64 x 1024 tokens, bf16
+      backglass bench train --device cuda --rivals --max-autotune
+      backglass bench train --device cuda --rivals --dtype tf32 --batch-size 32
+      backglass bench ops --device cuda --rivals         beside cuBLASLt and PyTorch's attention
+      backglass bench table --device cuda --rivals
     """
 
     what: Annotated[Positional[str], arg(help="ops, train, generate or table", metavar="WHAT")]
@@ -63,14 +74,23 @@ class Bench:
     ] = ()
     batch_size: Annotated[
         Count,
-        opt("sequences", "B", "(default: 4; generate: 1, then 8; --from-start: the preset's)"),
+        opt(
+            "sequences",
+            "B",
+            "(default: 4, cuda 64; generate: 1, then 8; --from-start: the preset's)",
+        ),
     ] = None
     seq_len: Annotated[
-        Count, opt("tokens per sequence", "T", "(default: 64; --from-start: the preset's)")
+        Count,
+        opt("tokens per sequence", "T", "(default: 64, cuda 1024; --from-start: the preset's)"),
     ] = None
     steps: Annotated[
         Count,
-        opt("steps of each, the first two are warm-up", "N", "(default: 9; --from-start: 200)"),
+        opt(
+            "steps of each, the first two are warm-up",
+            "N",
+            "(default: 9, cuda 23; --from-start: 200)",
+        ),
     ] = None
     from_start: Annotated[
         bool, arg(help="train: whole processes until step N, also with no kernel compiled yet")
@@ -79,16 +99,24 @@ class Bench:
     max_tokens: Annotated[Count, opt("generate: new tokens", "N", "(default: 64)")] = None
     threads: Annotated[Count, opt("CPU threads of everyone", "N", "(default: all)")] = None
     rung: Annotated[Text, opt("ops: time this rung", "OP=V", "")] = None
-    device: Annotated[Text, opt("train, ops: cpu or cuda", "NAME", "(default: cpu)")] = None
+    device: Annotated[Text, opt("cpu or cuda; not generate", "NAME", "(default: cpu)")] = None
     dtype: Annotated[
-        Text, opt("train, ops: bf16, tf32 or fp32 on cuda", "NAME", "(default: its best)")
+        Text,
+        opt("bf16, tf32 or fp32 on cuda", "NAME", "(default: bf16; ops: all that the GPU has)"),
     ] = None
     recompute: Annotated[Text, opt("train: activations to make again", "A,B", "")] = None
     aot: Annotated[
         bool, arg(help="ops: compile the GPU kernels for A100 and H100: registers, spills, memory")
     ] = False
     rivals: Annotated[
-        bool, arg(help="also PyTorch, or for generate transformers, where it is installed")
+        bool,
+        arg(
+            help="also PyTorch, eager and compiled, at small batches on cuda in mode "
+            "reduce-overhead too; for ops its attention (cuda); for generate transformers"
+        ),
+    ] = False
+    max_autotune: Annotated[
+        bool, arg(help="train, table: with --rivals, torch.compile in mode max-autotune too; slow")
     ] = False
     llmc: Annotated[
         Text, opt("also llm.c: a checkout in which make train_gpt2 has run", "FOLDER", "")
@@ -104,9 +132,11 @@ class Bench:
         if self.json:
             print(json.dumps(rows))
         if self.out:
+            from backglass.bench.provenance import provenance
             from backglass.training.files import write_json
 
-            write_json(Path(self.out), {**self.provenance(), "rows": rows})
+            made = provenance(self.device == "cuda", self.llmc)
+            write_json(Path(self.out), {**made, "rows": rows})
         return 0
 
     def check(self) -> None:
@@ -123,6 +153,7 @@ class Bench:
                 raise wrong_use(f"bench {self.what} takes {flag}; see backglass bench --help")
         if self.what in ("train", "generate") and len(self.names) > 1:
             raise wrong_use(f"bench {self.what} takes one name, got {' '.join(self.names)}")
+        self.check_device()
         if self.out:
             out = Path(self.out)
             if out.is_dir() or not out.resolve().parent.is_dir():
@@ -131,12 +162,36 @@ class Bench:
         if self.llmc:
             self.check_llmc(self.llmc)
 
+    def check_device(self) -> None:
+        """Is it one that bench knows, with that dtype, and that its rivals run on?"""
+        from backglass.training.settings import Settings
+
+        device = self.device or "cpu"
+        if device not in SHAPES:
+            raise wrong_use(
+                f"bench {self.what} --device {device}: there are {' and '.join(SHAPES)}; "
+                "CUDA_VISIBLE_DEVICES=1 in the environment chooses the second GPU"
+            )
+        Settings(device=device, dtype=self.dtype or "auto")
+        if self.what == "ops" and self.rivals and device == "cpu":
+            raise wrong_use(
+                "bench ops --rivals: PyTorch's attention is measured on a GPU, add --device cuda; "
+                "NumPy's BLAS is beside every matmul without being asked for"
+            )
+        if self.from_start and (device != "cpu" or self.max_autotune):
+            raise wrong_use(
+                "bench train --from-start is measured on the CPU, beside eager PyTorch; leave "
+                "--device and --max-autotune out"
+            )
+        if self.max_autotune and not self.rivals:
+            raise wrong_use("--max-autotune is a mode of PyTorch; add --rivals")
+
     def check_llmc(self, folder: str) -> None:
         """Is it there, and asked for its one shape?"""
         from backglass.bench import llmc
 
         llmc.program(folder)
-        B, T = self.batch_size or llmc.B, self.seq_len or llmc.T
+        B, T = self.shape()
         if (B, T) != (llmc.B, llmc.T) or self.from_start:
             asked = "--from-start" if self.from_start else f"--batch-size {B} --seq-len {T}"
             raise wrong_use(
@@ -144,64 +199,69 @@ class Bench:
                 "built in, and times single steps; leave one of them out"
             )
 
+    def shape(self) -> tuple[int, int]:
+        B, T = SHAPES[self.device or "cpu"]
+        return self.batch_size or B, self.seq_len or T
+
     def say(self, text: Any) -> None:
         if not self.json:
             print(text, flush=True)
 
     def ops(self) -> list[dict[str, Any]]:
-        if self.aot:
-            return self.compiled()
-        if self.device == "cuda":
-            return self.gpu_ops()
         from backglass.bench.measured import environment
 
+        if self.aot:
+            return self.compiled()
         os.environ.update(environment(self.threads or 0))  # before NumPy's BLAS reads it
-        from backglass.bench.ops import bench_ops, names_in
+        from backglass.bench.ops import means
 
-        shape = (self.batch_size or 4, self.seq_len or 64)
+        unit, per_unit, digits = ("T", 1e3, 2) if self.device == "cuda" else ("G", 1.0, 1)
+        rows: list[Row] = []
+        for r in self.op_rows():
+            if not rows or r.dtype != rows[-1].dtype:
+                self.say(f"{'call in ' + r.dtype:16} {'shape':40} {'ms':>9} {unit + 'FLOP/s':>8} "
+                         f"{unit + 'B/s':>7}  share of its ceiling")  # fmt: skip
+            rows.append(r)
+            beside = f"   {r.ratio:.2f}x {r.rival}" if r.ratio else ""
+            self.say(
+                f"{r.op:16} {r.shape:40} {r.ms:9.3f} {r.gflops / per_unit:8.1f} "
+                f"{r.gbps / per_unit:7.{digits}f}  {r.share:.0%} of {r.ceiling}{beside}"
+            )
+        for sentence in means(rows):
+            self.say(sentence)
+        return [dataclasses.asdict(r) for r in rows]
+
+    def op_rows(self) -> Iterator[Row]:
+        from backglass.bench.ops import bench_ops, names_in
+        from backglass.program.fuse import fused_ops
+        from backglass.training.settings import parse_rungs
+
+        names, shape, cuda = list(self.names), self.shape(), self.device == "cuda"
         known = names_in(*shape)
-        if unknown := [n for n in self.names if n not in {*known, *known.values()}]:
+        also = fused_ops() if cuda else ()
+        if unknown := [n for n in names if n not in {*known, *known.values(), *also}]:
             raise wrong_use(
                 f"bench ops {unknown[0]}: no line of GPT-2's training step is that; there are "
                 f"{', '.join(dict.fromkeys(known.values()))}"
             )
-        from backglass.training.settings import parse_rungs
-
         rungs = parse_rungs(self.rung or "")
-        rows: list[dict[str, Any]] = []
-        for r in bench_ops(list(self.names), *shape, self.threads, rungs):
-            if not rows:
-                self.say(f"{'call':16} {'shape':40} {'ms':>9} {'GFLOP/s':>8} {'GB/s':>7}  share of "
-                         "its ceiling")  # fmt: skip
-            rows.append(dataclasses.asdict(r))
-            beside = f"   {r.ratio:.2f}x {r.rival}" if r.ratio else ""
-            self.say(f"{r.op:16} {r.shape:40} {r.ms:9.3f} {r.gflops:8.1f} {r.gbps:7.1f}  "
-                     f"{r.share:.0%} of {r.ceiling}{beside}")  # fmt: skip
-        return rows
-
-    def gpu_ops(self) -> list[dict[str, Any]]:
+        if not cuda:
+            return bench_ops(names, *shape, self.threads, rungs)
+        from backglass.bench import sdpa
         from backglass.bench.gpu import gpu_ops
-        from backglass.training.settings import MATMULS, parse_rungs
 
-        rungs = {"matmul": MATMULS["cuda"][0], **parse_rungs(self.rung or "")}
-        rungs = {op: rung for op, rung in rungs.items() if rung != "own"}
-        shape = (self.batch_size or 64, self.seq_len or 1024)
-        self.say(f"{'call':16} {'shape':40} {'ms':>9} {'TFLOP/s':>8} {'TB/s':>6}  share of its "
-                 "ceiling")  # fmt: skip
-        rows = []
-        for r in gpu_ops(list(self.names), *shape, self.dtype or "bf16", rungs):
-            rows.append(dataclasses.asdict(r))
-            beside = f"   {r.ratio:.2f}x {r.rival}" if r.ratio else ""
-            self.say(f"{r.op:16} {r.shape:40} {r.ms:9.3f} {r.gflops / 1e3:8.1f} "
-                     f"{r.gbps / 1e3:6.2f}  {r.share:.0%} of {r.ceiling}{beside}")  # fmt: skip
-        return rows
+        wanted = self.rivals and (not names or set(names) & set(sdpa.PHASES))
+        rivals = sdpa.measure(*shape, self.say) if wanted and self.dtype in (None, "bf16") else {}
+        return gpu_ops(names, *shape, self.dtype or "", rungs, rivals)
 
     def compiled(self) -> list[dict[str, Any]]:
         from backglass.bench.aot import rows
+        from backglass.training.settings import parse_rungs
 
         self.say(f"{'call':18} {'kernel':28} sm  registers  spills  shared  warps  tensor cores")
         found = []
-        for r in rows(list(self.names), self.batch_size or 64, self.seq_len or 1024):
+        shape = (self.batch_size or 64, self.seq_len or 1024)
+        for r in rows(list(self.names), *shape, parse_rungs(self.rung or "")):
             found.append(dataclasses.asdict(r))
             self.say(f"{r.op:18} {r.kernel:28} {r.arch} {r.registers:9} {r.spill_bytes:7} "
                      f"{r.shared_bytes:8} {r.warps:5}  {r.tensor_cores}")  # fmt: skip
@@ -209,7 +269,7 @@ class Bench:
 
     def train(self) -> list[dict[str, Any]]:
         from backglass import presets
-        from backglass.bench import measured, start, train
+        from backglass.bench import by_op, measured, start, train
 
         name = (self.names or ("tiny" if self.from_start else "gpt2-124m",))[0]
         s = presets.get(name)
@@ -222,19 +282,28 @@ class Bench:
             )
             ours, rivals = start.compare(s, self.threads or 0, self.rivals, self.say)
         else:
-            cuda = self.device == "cuda"
-            B, T = self.batch_size or 4, self.seq_len or (1024 if cuda else 64)
-            steps = self.steps or (23 if cuda else 9)
-            self.say(
-                f"{name}, B={B}, T={T}: forward, backward, clipping, AdamW; {steps} steps each"
-            )
-            s = s.replace(device=self.device or "cpu", dtype=self.dtype or "auto")
-            job = train.training_job(s, B, T, steps, self.threads or 0)
-            job |= {"recompute": self.recompute or ""}
+            job = self.training_job(s)
+            self.say(f"{name}, B={job['batch_size']}, T={job['seq_len']}: forward, backward, "
+                     f"clipping, AdamW; {job['steps']} steps each")  # fmt: skip
             ours, rivals = train.compare(job, name, self.rivals, self.llmc, self.say)
         for sentence in measured.verdicts(ours, rivals):
             self.say(sentence)
-        return measured.rows(ours, rivals)
+        rows = measured.rows(ours, rivals)
+        for m in ours:
+            if m.by_op:
+                rows += by_op.rows(m)
+                for line in by_op.table(m, self.device or "cpu"):
+                    self.say(line)
+        return rows
+
+    def training_job(self, s: Settings) -> dict[str, Any]:
+        from backglass.bench import train
+
+        device = self.device or "cpu"
+        s = s.replace(device=device, dtype=self.dtype or "auto")
+        steps = self.steps or STEPS[device]
+        job = train.training_job(s, *self.shape(), steps, self.threads or 0)
+        return job | {"recompute": self.recompute or "", "max_autotune": self.max_autotune}
 
     def generate(self) -> list[dict[str, Any]]:
         from backglass.bench import generate, measured
@@ -252,64 +321,11 @@ class Bench:
         return [row for pair in found for row in measured.rows(*pair)]
 
     def table(self) -> list[dict[str, Any]]:
+        from backglass import presets
         from backglass.bench import table
 
-        found = table.columns(self.threads or 0, self.steps or 9, self.rivals, self.llmc, self.say)
+        job = self.training_job(presets.get(table.PRESET))
+        found = table.columns(job, self.rivals, self.llmc, self.say)
         if not self.json:
-            table.print_table(*found, self.llmc)
-        return table.rows(*found, self.llmc)
-
-    def provenance(self) -> dict[str, Any]:
-        """What a result needs to be reproduced: machine, versions, commit, command, date."""
-        from importlib.metadata import PackageNotFoundError, version
-
-        import backglass
-
-        versions = {"backglass": backglass.__version__, "python": platform.python_version()}
-        names = ("numpy", "numba", "torch", "transformers")
-        if self.device == "cuda":
-            names += ("triton", "cupy-cuda13x", "cupy-cuda12x")
-        for name in names:
-            try:
-                versions[name] = version(name)
-            except PackageNotFoundError:  # a rival that is not installed
-                pass
-        if self.llmc:
-            versions["llm.c"] = commit(Path(self.llmc))
-        gpu = {"gpu": gpu_name()} if self.device == "cuda" else {}
-        return {
-            "machine": gpu | {
-                "cpu": cpu_name(), "cores": os.cpu_count(),
-                "platform": f"{platform.system()} {platform.machine()}",
-            },
-            "versions": versions,
-            "commit": commit(Path(__file__).parent),
-            "command": shlex.join(["backglass", *sys.argv[1:]]),
-            "date": datetime.date.today().isoformat(),
-        }  # fmt: skip
-
-
-def commit(folder: Path) -> str:
-    """The short name of a checkout's commit, or unknown."""
-    git = subprocess.run(
-        ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    return git.stdout.strip() or "unknown"
-
-
-def gpu_name() -> str:
-    """Name and driver of the first GPU, as nvidia-smi tells them, or unknown."""
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.splitlines()[0].replace(", ", ", driver ")
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
+            table.print_table(job, *found, self.llmc)
+        return table.rows(job, *found, self.llmc)

@@ -7,10 +7,11 @@ PTX can be looked at, and a kernel that the interpreter accepts and the compiler
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ class Aot(Gpu):
             triton.runtime.driver.set_active(_Driver(self.arch))
             JITFunction.run = only_compile
             try:
-                line()
+                with self._threads(c.op):
+                    line()
             finally:
                 JITFunction.run = run
             for kernel in made:
@@ -81,6 +83,27 @@ class Aot(Gpu):
                     self.compiled.append(resources(kernel, c.op, self.arch))
 
         return compile_line
+
+    @contextlib.contextmanager
+    def _threads(self, op: str) -> Iterator[None]:
+        """Kernels in the CUDA thread model, which only rungs have, are compiled as well."""
+        if not self.rungs:
+            yield
+            return
+        from backglass.device import aot_threads, cuda_threads
+
+        def only_compile(kernel: Any, threads: Any, operands: tuple) -> None:
+            key = (op, aot_threads.name(kernel, operands))
+            if key not in self.seen:
+                self.seen.add(key)
+                found = aot_threads.resources(kernel, threads, operands, self.arch)
+                self.compiled.append(Compiled(kernel.__name__, op, self.arch, *found, ""))
+
+        cuda_threads.instead = only_compile
+        try:
+            yield
+        finally:
+            cuda_threads.instead = None
 
 
 class Nowhere(Memory):

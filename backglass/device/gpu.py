@@ -73,9 +73,18 @@ class Gpu(HostMemory):
                 raise wrong_use(f"--rung {name}={rung}: {known_rungs(name, 'gpu')}")
         self.progress: Callable[[int, int], None] = lambda done, total: None
         self.scratch = View("workspace", (0,), "u8", "state", "workspace")
+        self.scratches: list[Memory] = []  # lines bound before the last growth still use theirs
 
     def prepare(self, calls: Iterable[Call], memory: Memory) -> None:
-        pass  # Triton compiles a kernel when it is first launched
+        """Scratch memory for all of them.  Triton compiles a kernel when it is first launched."""
+        self._grow(list(calls))
+
+    def _grow(self, calls: list[Call]) -> None:
+        need = self.workspace_bytes(calls)
+        if need > self.scratch.size:
+            self.scratch = View("workspace", (need,), "u8", "state", "workspace")
+            self.scratches.append(self.memory())
+            self.scratches[-1].allocate(self.scratch)
 
     def fusable(self) -> list[str]:
         """Fused ops with a launcher, where no rung was asked for that it would pass over."""
@@ -90,11 +99,7 @@ class Gpu(HostMemory):
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]:
         calls = list(calls)
-        need = self.workspace_bytes(calls)
-        if need > self.scratch.size:
-            self.scratch = View("workspace", (need,), "u8", "state", "workspace")
-            self.scratch_memory = self.memory()
-            self.scratch_memory.allocate(self.scratch)
+        self._grow(calls)
         return [self._line(c, memory) for c in calls]
 
     def _line(self, c: Call, memory: Memory) -> Callable[[], None]:
@@ -106,7 +111,7 @@ class Gpu(HostMemory):
         launcher = getattr(self.module(c.op), c.op)
         named = self.asked(launcher)
         if n := self.workspace(c):
-            named["work"] = Tensor(self.scratch_memory.address(self.scratch), DTYPES["u8"], (n,))
+            named["work"] = Tensor(self.scratches[-1].address(self.scratch), DTYPES["u8"], (n,))
         return functools.partial(launcher, *args, *c.attrs.values(), c.add, **named)
 
     def workspace_bytes(self, calls: Iterable[Call]) -> int:

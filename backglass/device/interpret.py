@@ -15,7 +15,8 @@ Every load and store is held against the operands of the line that runs: an addr
 raises OutOfBounds, where a GPU would read rubbish and the bare interpreter might crash.
 
 TRITON_INTERPRET is read when a kernel is decorated, Triton's own helpers (tl.sum) included: a
-process that has imported triton to compile can no longer interpret.
+process that has imported triton to compile can no longer interpret.  The same holds for numba-cuda,
+in whose simulator the rungs in the CUDA thread model run (cuda_threads.py).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from backglass.execute.memory import Memory
 from backglass.program.record import Call
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
+SWITCHES = {"triton": "TRITON_INTERPRET", "numba.cuda": "NUMBA_ENABLE_CUDASIM"}  # at import
 
 
 class Interpret(Gpu):
@@ -49,12 +51,13 @@ class Interpret(Gpu):
                 "--device interpret runs the GPU kernels in Triton's interpreter, and Triton is "
                 "not installed (Linux only): python -m pip install 'triton>=3.6,<3.10'"
             )
-        if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-            raise UserError(
-                "--device interpret: this process has imported triton to compile kernels; "
-                "interpret them in a new one, or set TRITON_INTERPRET=1 before it starts"
-            )
-        os.environ["TRITON_INTERPRET"] = "1"
+        for module, switch in SWITCHES.items():
+            if module in sys.modules and os.environ.get(switch) != "1":
+                raise UserError(
+                    f"--device interpret: this process has imported {module} to compile kernels; "
+                    f"interpret them in a new one, or set {switch}=1 before it starts"
+                )
+            os.environ[switch] = "1"
         mend()
         super().__init__(rungs)
 

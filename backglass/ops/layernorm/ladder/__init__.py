@@ -22,10 +22,25 @@ v3, ../cpu.py. The sums over rows are shared out as well: each block of rows has
 
 Where v3 stands: at N=1024 it runs at the speed of a triad over as many bytes, so what is left is
 not to move them: fusing layernorm with the residual add before it.
+
+On the GPU, the first three in CUDA's thread model (backglass/device/cuda_threads.py), which run
+without a GPU in numba-cuda's simulator:
+
+v1, v1_row.py. A thread walks along its row; neighbours read numbers a whole row apart.
+v2, v2_block.py. A block for each row: neighbours read neighbours, sums meet in shared memory.
+v3, v3_warp.py. A warp for each row: sums by shuffles. dw and db by pieces of the rows.
+v4, ../gpu.py. Plain Triton: a few whole rows in registers, read once, fused with the add before.
 """
 
 VERSIONS = {
     "v1": "backglass.ops.layernorm.ladder.v1_naive",
     "v2": "backglass.ops.layernorm.ladder.v2_two_pass",
     "v3": "backglass.ops.layernorm.cpu",
+}
+
+GPU_VERSIONS = {
+    "v1": "backglass.ops.layernorm.ladder.v1_row",
+    "v2": "backglass.ops.layernorm.ladder.v2_block",
+    "v3": "backglass.ops.layernorm.ladder.v3_warp",
+    "v4": "backglass.ops.layernorm.gpu",
 }
