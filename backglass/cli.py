@@ -14,6 +14,8 @@ from backglass.errors import UserError
 COMMANDS = {
     "train": "Train",
     "generate": "Generate",
+    "trace": "TraceCommand",
+    "compare": "Compare",
     "check": "Check",
     "explain": "Explain",
     "program": "Program",

@@ -116,6 +116,12 @@ class Train:
         None
     )
     keep: Annotated[Count, opt("newest checkpoints to keep; the best is never deleted")] = None
+    trace_every: Annotated[
+        Count, opt("record every N-th step op by op in DIR/trace (see backglass trace)")
+    ] = None
+    trace_on_alert: Annotated[
+        FlagCreatePairsOff[bool], arg(help="record the step whose loss leaps or is not finite")
+    ] = False
     tensorboard: Annotated[
         FlagCreatePairsOff[bool],
         arg(help="event files for TensorBoard in the run directory; needs tensorboardX"),
@@ -174,8 +180,9 @@ class Train:
         )
         names = {f.name for f in dataclasses.fields(s)}
         given = {k: v for k, v in vars(self).items() if v is not None and k in names - {"preset"}}
-        if not self.tensorboard:  # not asked for here: a resumed run goes on as it was
-            del given["tensorboard"]
+        for flag in ("tensorboard", "trace_on_alert"):  # not given: a resumed run goes on as it was
+            if not given[flag]:
+                del given[flag]
         changes = read_config(Path(self.config), names) | given if self.config else given
         return s.replace(**changes)
 

@@ -55,6 +55,10 @@ class Device(Protocol):
 
     def bind(self, calls: Iterable[Call], memory: Memory) -> list[Callable[[], None]]: ...
 
+    def wait(self) -> None:
+        """Until every line called so far is done."""
+        ...
+
     def capture(self, lines: list[Callable[[], None]]) -> Callable[[], None]:
         """The lines as one graph; only where it `captures`."""
         ...

@@ -8,7 +8,7 @@ derivation only checks the text people read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from backglass.ops import table
 from backglass.program.record import Call, Program
@@ -64,24 +64,45 @@ def mirror(program: Program) -> None:
     forward's own view, and under d+name its gradient.  A tensor used k times gets its gradient by
     one '=' and k−1 '+'; parameters always by '+'.
     """
-    forward = [c for c in program if c.phase == "forward"]
-    backward = [c for c in program if c.phase == "backward"]
-    at = 0
     started: set[str] = set()
-    for f in reversed(forward):
+    for f, group in mirrored(program):
+        for b in group:
+            _mirror_line(program[f], program[b], started)
+
+
+def mirrored(program: Program) -> Iterator[tuple[int, list[int]]]:
+    """(forward line, the backward lines in its place), from the last forward line to the first."""
+    forward, backward = (
+        [i for i, c in enumerate(program) if c.phase == phase] for phase in ("forward", "backward")
+    )
+    at = 0
+    for i in reversed(forward):
+        f = program[i]
         calls = list(table()[f.signature.op].spec.backward)
-        lines = backward[at : at + len(calls)]
-        if sorted(b.op for b in lines) != sorted(calls):
-            found = lines[0] if lines else "the end of the backward"
+        group = backward[at : at + len(calls)]
+        if sorted(program[b].op for b in group) != sorted(calls):
+            found = program[group[0]] if group else "the end of the backward"
             raise ValueError(
                 f"{f.where}: {f}\n    needs {' and '.join(calls)} in the backward, in this place, "
                 f"found {found}"
             )
         at += len(calls)
-        for b in lines:
-            _mirror_line(f, b, started)
+        yield i, group
     if at < len(backward):
-        raise ValueError(f"{backward[at].where}: {backward[at]}\n    mirrors no forward line")
+        b = program[backward[at]]
+        raise ValueError(f"{b.where}: {b}\n    mirrors no forward line")
+
+
+def twins(program: Program) -> list[int | None]:
+    """For each line the one that it undoes, or the first that undoes it; None in the update, or
+    where there is no backward."""
+    found: list[int | None] = [None] * len(program)
+    if any(c.phase == "backward" for c in program):
+        for f, group in mirrored(program):
+            found[f] = group[0] if group else None
+            for b in group:
+                found[b] = f
+    return found
 
 
 def _mirror_line(f: Call, b: Call, started: set[str]) -> None:

@@ -14,6 +14,7 @@ from backglass.training.report import Report
 from backglass.training.settings import Settings
 from backglass.training.start import disk_errors, prepare
 from backglass.training.stopping import Stopped, last_signal
+from backglass.training.tracing import Tracing
 
 
 def train(
@@ -40,6 +41,7 @@ class Trainer:
         self.c, self.tokenizer, self.loader = start.c, start.tokenizer, start.loader
         self.val_windows, self.session, self.state = start.val_windows, start.session, start.state
         self.report = Report(out, s, quiet)
+        self.tracing = Tracing(s, out, self.session, self.tokenizer)
         self.report.loggers = start.loggers
         self.session.device.progress = self.report.compiling
         self.report.used_bytes = self.session.device.used_bytes
@@ -83,10 +85,12 @@ class Trainer:
         s, state, start = self.s, self.state, time.perf_counter()
         batches = [self.loader.batch(s.batch_size) for _ in range(s.micro_batches)]
         loss = self.session.gradients(batches, state.step)
+        recorded = self.tracing.before_update(state.step, loss, batches)
         norm, lr = self.session.update(state.step) if np.isfinite(loss) else (np.nan, 0.0)
         if not np.isfinite(loss + norm):
             self._save()
             raise diagnose.bad_step(self.session, batches, state, loss, norm, self.out)
+        self.tracing.updated(recorded, loss, norm)
         state.step += 1
         state.position = self.loader.position
         state.tokens += s.tokens_per_step

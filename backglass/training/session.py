@@ -14,7 +14,9 @@ import numpy as np
 from backglass.device import Device
 from backglass.execute.capture import Capture
 from backglass.execute.eager import Eager
+from backglass.execute.memory import Memory
 from backglass.execute.run import Run
+from backglass.layout import Space
 from backglass.models import gpt2
 from backglass.program.step import Tensors, declare, run_micro, run_update
 from backglass.training.fit import budget_of, machine_of, require_memory
@@ -94,12 +96,8 @@ class Session:
     def load_batch(self, batch: Batch, counted: int, step: int, k: int = 0) -> None:
         """Put a micro-batch where the programs read it.  Each counted token weighs 1/counted; id −1
         weighs nothing."""
-        ids, targets = batch
-        io, self.weights = self.t.io, (targets >= 0) * (1.0 / max(counted, 1))
-        self.memory.write(io.ids, ids)
-        self.memory.write(io.targets, targets)
-        self.memory.write(io.dloss, self.weights)
-        self.memory.write(io.seed, (self.s.seed, step * self.s.micro_batches + k))
+        self.weights = write_batch(self.memory, self.t.io, batch, counted)
+        self.memory.write(self.t.io.seed, (self.s.seed, step * self.s.micro_batches + k))
 
     def mean_loss(self) -> float:
         """Of what the last micro or loss program computed, weighted as load_batch said."""
@@ -108,11 +106,9 @@ class Session:
 
     def set_hyper(self, step: int) -> float:
         """Fill the hyper tensor for update `step` (0-based); returns the learning rate."""
-        s, lr = self.s, learning_rate(self.s, step)
-        corrections = (1 / (1 - s.beta1 ** (step + 1)), 1 / (1 - s.beta2 ** (step + 1)))
-        hyper = (lr, s.beta1, s.beta2, s.eps, s.weight_decay, s.clip, *corrections)
+        hyper = hyper_of(self.s, step)
         self.memory.write(self.t.io.hyper, hyper)
-        return lr
+        return hyper[0]
 
     def gradients(self, batches: list[Batch], step: int) -> float:
         """Run micro on every batch; gradients add up in dp.  Returns the mean loss per counted
@@ -152,6 +148,24 @@ class Session:
 
     def state_bytes(self) -> dict[str, int]:
         return {name: flat.nbytes for name, flat in self.flats.items()}
+
+
+def write_batch(memory: Memory, io: Space, batch: Batch, counted: int) -> np.ndarray:
+    """Ids, targets and dloss into io's tensors; returns each token's weight in the mean loss."""
+    ids, targets = batch
+    weights = (targets >= 0) * (1.0 / max(counted, 1))
+    memory.write(io.ids, ids)
+    memory.write(io.targets, targets)
+    memory.write(io.dloss, weights)
+    return weights
+
+
+def hyper_of(s: Settings, step: int) -> tuple[float, ...]:
+    """What AdamW is told for update `step` (0-based): lr, β₁, β₂, ε, decay, clip and the two bias
+    corrections."""
+    corrections = (1 / (1 - s.beta1 ** (step + 1)), 1 / (1 - s.beta2 ** (step + 1)))
+    lr = learning_rate(s, step)
+    return (lr, s.beta1, s.beta2, s.eps, s.weight_decay, s.clip, *corrections)
 
 
 def device_options(s: Settings) -> dict[str, Any]:

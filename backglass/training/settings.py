@@ -29,8 +29,8 @@ AT_LEAST_1 = (
 )  # fmt: skip
 AT_LEAST_0 = (
     "vocab_size", "steps", "total_batch_tokens", "warmup_steps", "threads", "val_every",
-    "sample_every", "save_every", "lr", "final_lr", "weight_decay", "eps", "clip", "dropout",
-    "seed",
+    "sample_every", "save_every", "trace_every", "lr", "final_lr", "weight_decay", "eps", "clip",
+    "dropout", "seed",
 )  # fmt: skip
 
 
@@ -82,6 +82,8 @@ class Settings:
     save_every: int = 0
     keep: int = 3
     tensorboard: bool = False
+    trace_every: int = 0
+    trace_on_alert: bool = False
     wandb: str = ""  # the project; empty: not asked for
 
     def __post_init__(self) -> None:

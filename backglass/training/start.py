@@ -40,13 +40,19 @@ class Start:
     loggers: list[loggers.Logger] = field(default_factory=list)
 
 
-def prepare(s: Settings, out: Path | None, resume: bool) -> Start:
-    """Data, model and state of a run; opens its directory.  Raises UserError for any bad input."""
+def prepare(s: Settings, out: Path | None, resume: bool = False, at: Path | None = None) -> Start:
+    """Data, model and state of a run; opens its directory.  Raises UserError for any bad input.
+
+    at: the checkpoint to start from; when a run is resumed, its newest.
+    """
     if out and not resume:
         _refuse_used(out)
+    if out and resume:
+        at = checkpoint.find(out)
+        checkpoint.best_step(out)  # now, not when the first checkpoint is deleted
     loggers.require(s, out)
     source = sources.read(s.data, s.format)
-    tok = _tokenizer(s, source, out if resume else None)
+    tok = _tokenizer(s, source, at)
     train_tokens, val_tokens = _tokens(s, source, tok)
     try:
         c = s.model_config(tok.vocab_size)
@@ -63,7 +69,7 @@ def prepare(s: Settings, out: Path | None, resume: bool) -> Start:
         )
     session = Session(c, s, on)
     start = Start(c, tok, loader.Loader(train_tokens, s.seq_len, s.seed), windows, session, State())
-    _load_parameters(start, s, out if resume else None)
+    _load_parameters(start, s, at)
     if out:
         with disk_errors(out):
             start.loggers = loggers.start(s, out, start.state.step)
@@ -80,9 +86,9 @@ def _refuse_used(out: Path) -> None:
         )
 
 
-def _tokenizer(s: Settings, source: sources.Source, resumed: Path | None) -> tokenizer.Tokenizer:
-    if resumed:
-        return tokenizer.load(checkpoint.find(resumed) / "tokenizer.json")
+def _tokenizer(s: Settings, source: sources.Source, at: Path | None) -> tokenizer.Tokenizer:
+    if at:
+        return tokenizer.load(at / "tokenizer.json")
     if s.init and (found := _init_folder(s) / "tokenizer.json").exists():
         return tokenizer.load(found)
     if source.is_tokens and s.tokenizer.startswith("bpe:"):
@@ -114,14 +120,12 @@ def _tokens(
     return [train_part], [val_part]
 
 
-def _load_parameters(start: Start, s: Settings, resumed: Path | None) -> None:
-    """Random, or from --init, or with moments and position from the run that is resumed."""
+def _load_parameters(start: Start, s: Settings, at: Path | None) -> None:
+    """Random, or from --init, or with moments and position from a checkpoint of a run."""
     layout, V = start.session.t.layout, start.c.vocab_size
-    if resumed:
-        folder = checkpoint.find(resumed)
-        checkpoint.best_step(resumed)  # now, not when the first checkpoint is deleted
-        _must_match(start.c, folder, "--resume")
-        found, start.state = checkpoint.load(folder, layout, V)
+    if at:
+        _must_match(start.c, at, "--resume")
+        found, start.state = checkpoint.load(at, layout, V)
         start.session.load_state(found)
         start.loader.position = start.state.position
     elif s.init:

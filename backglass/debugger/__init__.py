@@ -1,0 +1,1 @@
+"""A training step recorded op by op, to be stepped through, verified and compared."""

@@ -1,0 +1,231 @@
+"""Recording one optimizer step of a session, op by op, without disturbing the session.
+
+What is recorded is the plain program with attention spelled out, because it is made of the ops that
+people read about; the run itself may fuse.  The state is put back afterwards, so a run that is
+recorded now and then has the same bits as one that is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fnmatch
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+import backglass
+from backglass.data.tokenizer import Tokenizer
+from backglass.debugger.store import Writer
+from backglass.device import Device
+from backglass.execute.trace import Event, Tracer, Version
+from backglass.models import gpt2
+from backglass.ops import signature, table
+from backglass.program.record import Call
+from backglass.program.step import Tensors, declare, record_micro, record_update
+from backglass.training.files import write_json
+from backglass.training.session import Batch, Session, hyper_of, write_batch
+from backglass.view import View
+
+PACKAGE = Path(backglass.__file__).parent
+LIMIT_BYTES = 4 << 30  # of a recording, and of all that a run makes by itself
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How much to record.  tensors: names or patterns (h3.*) of level 2; cap: bytes on disk."""
+
+    level: int = 1
+    tensors: tuple[str, ...] = ()
+    cap: int = LIMIT_BYTES
+
+    def __call__(self, v: Version) -> bool:
+        return any(fnmatch.fnmatchcase(v.tensor, pattern) for pattern in self.tensors)
+
+
+class Sink(Protocol):
+    """Who is told of a step: a Writer, or one who compares."""
+
+    def versions(self, found: list[tuple[Version, np.ndarray]], name: str) -> None:
+        """Versions that no event made, with their values."""
+        ...
+
+    def event(self, e: Event, source: dict[str, Any], made: list[np.ndarray]) -> None:
+        """An event, and the values of its outputs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Of the recorded step: what the plain program computed, and how much there is of it."""
+
+    loss: float
+    grad_norm: float
+    events: int
+    stored_bytes: int
+    left_out: int
+
+
+def record_step(
+    session: Session, batches: list[Batch], step: int, folder: Path, wanted: Wanted,
+    tokenizer: Tokenizer, before: dict[str, Any],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Recorded:  # fmt: skip
+    """Record update `step` (0-based) of the session on these micro-batches into a new folder.
+
+    before: where the state before the step can be had again, for the manifest.
+    """
+    recording = Recording(session, batches, step, progress)
+    manifest = recording.manifest(wanted, tokenizer) | {"before": before}
+    writer = Writer(folder, wanted.level, wanted, wanted.cap, manifest)
+    loss, norm = recording.execute(writer)
+    hashes = recording.sources.copy(folder)
+    writer.close(loss=loss, grad_norm=norm, stored_bytes=writer.stored_bytes, sources=hashes)
+    left_out = writer.manifest["left_out"]
+    return Recorded(loss, norm, recording.tracer.events, writer.stored_bytes, left_out)
+
+
+class Recording:
+    """The plain programs of a session's step, on memory that shares the session's state."""
+
+    def __init__(
+        self, session: Session, batches: list[Batch], step: int,
+        progress: Callable[[int, int], None],
+    ):  # fmt: skip
+        self.session, self.batches, self.step, self.progress = session, batches, step, progress
+        s, c = session.s, dataclasses.replace(session.c, attention="explicit")
+        self.memory = session.memory.sharing(*session.flats)
+        self.t: Tensors = declare(gpt2, c, s.batch_size, s.seq_len, s.dtype, self.memory)
+        self.micro = record_micro(gpt2, c, s.batch_size, s.seq_len, s.dtype)
+        self.update = record_update(gpt2, c, s.dtype)
+        spaces = [self.t.p, self.t.dp, self.t.m, self.t.v, *([self.t.master] * bool(self.t.master))]
+        self.members = {space.flat.name: list(space) for space in spaces}
+        self.tracer = Tracer(session.device, self.memory, self.members)
+        self.sources = Sources(session.device)
+
+    def execute(self, sink: Sink) -> tuple[float, float]:
+        """Execute everything and tell the sink; (mean loss, gradient norm)."""
+        with unchanged(self.session):
+            return self._execute(sink)
+
+    def _execute(self, sink: Sink) -> tuple[float, float]:
+        s, io, loss = self.session.s, self.t.io, 0.0
+        self._note(sink, "before", [v for views in self.members.values() for v in views])
+        counted = sum(int((targets >= 0).sum()) for _, targets in self.batches)
+        for k, batch in enumerate(self.batches):
+            weights = write_batch(self.memory, io, batch, counted)
+            self.memory.write(io.seed, (s.seed, self.step * s.micro_batches + k))
+            given = [io.ids, io.targets, io.dloss, *([io.seed] * (self.session.c.dropout > 0))]
+            self._note(sink, f"batch-{k}", [self.tracer.renewed(v) for v in given])
+            for event in self.tracer.run(self.micro):
+                self._record(sink, event)
+            loss += float(np.sum(self.memory.read(io.loss).astype(np.float64) * weights))
+        self.memory.write(io.hyper, hyper_of(s, self.step))
+        self._note(sink, "hyper", [self.tracer.renewed(io.hyper)])
+        for event in self.tracer.run(self.update):
+            self._record(sink, event)
+        return loss, float(self.memory.read(io.norm)[0])
+
+    def _note(self, sink: Sink, name: str, views: list[View]) -> None:
+        found = [(self.tracer.current(v), self.memory.peek(v)) for v in views]
+        sink.versions(found, name)
+
+    def _record(self, sink: Sink, event: Event) -> None:
+        made = [self.memory.peek(o.version.view) for o in event.outs]
+        sink.event(event, self.sources.of(event.call), made)
+        total = len(self.batches) * len(self.micro) + len(self.update)
+        self.progress(event.index + 1, total)
+
+    def manifest(self, wanted: Wanted, tokenizer: Tokenizer) -> dict[str, Any]:
+        s, ids = self.session.s, {int(i) for batch in self.batches for x in batch for i in x.flat}
+        return {
+            "backglass": backglass.__version__, "step": self.step + 1, "level": wanted.level,
+            "tensors": wanted.tensors, "cap": wanted.cap, "device": self.session.device.name,
+            "dtype": s.dtype, "config": dataclasses.asdict(self.session.c),
+            "settings": dataclasses.asdict(s), "runs": len(self.batches) + 1,
+            "events": len(self.batches) * len(self.micro) + len(self.update),
+            "text": {i: tokenizer.decode([i]) for i in sorted(ids) if i >= 0},
+        }  # fmt: skip
+
+
+def note_own(folder: Path, session: Session, loss: float, norm: float) -> None:
+    """Beside the recorded step, what the run's own program computed: it may fuse, and its attention
+    may be flash."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    ops = {c.op for plan in session.plans.values() for c in plan.program}
+    fused = sorted(op for op in ops if signature(op).equals)
+    manifest["own"] = {
+        "attention": session.c.attention, "fused": fused, "recompute": session.s.recompute,
+        "loss": loss, "grad_norm": norm,
+    }  # fmt: skip
+    write_json(path, manifest)
+
+
+def recordings(run: Path) -> dict[int, Path]:
+    """The recorded steps of a run."""
+    found = (p for p in (run / "trace").glob("step-*") if (p / "manifest.json").is_file())
+    return {int(p.name.removeprefix("step-")): p for p in found}
+
+
+@contextlib.contextmanager
+def unchanged(session: Session) -> Iterator[None]:
+    """Afterwards parameters, moments and gradients are what they were; gradients begin at zero."""
+    t, memory = session.t, session.memory
+    flats = [space.flat for space in (t.p, t.dp, t.m, t.v, t.master) if space]
+    kept = [memory.read(flat) for flat in flats]
+    memory.write(t.dp.flat, 0)
+    try:
+        yield
+    finally:
+        for flat, values in zip(flats, kept, strict=True):
+            memory.write(flat, values)
+
+
+class Sources:
+    """Where the kernel of each call is written, and copies of those files."""
+
+    def __init__(self, device: Device):
+        self.device = device
+        self.found: dict[str, dict[str, Any]] = {}
+        self.files: dict[str, Path] = {}
+
+    def of(self, call: Call) -> dict[str, Any]:
+        """{"kernel": file, "first_line", "last_line"} of the function that ran."""
+        if call.op not in self.found:
+            op = table()[call.signature.op]
+            home = getattr(self.device, "module", lambda name: op.maths)(call.op)
+            function = getattr(home, call.op)
+            function = inspect.unwrap(getattr(function, "py_func", function))
+            lines, first = inspect.getsourcelines(function)
+            self.found[call.op] = {
+                "kernel": self._keep(inspect.getsourcefile(function) or ""),
+                "first_line": first, "last_line": first + len(lines) - 1,
+            }  # fmt: skip
+            self._keep(op.maths.__file__ or "")
+            self._keep(gpt2.__file__)
+        return self.found[call.op]
+
+    def _keep(self, file: str) -> str:
+        """The name of a file in the recording: its path in the package, or of an op of a user's."""
+        path = Path(file).resolve()
+        inside = path.is_relative_to(PACKAGE)
+        name = str(path.relative_to(PACKAGE) if inside else Path("ops", *path.parts[-2:]))
+        self.files[name] = path
+        return name
+
+    def copy(self, folder: Path) -> dict[str, str]:
+        """Put the files into the recording; {name: SHA-256}."""
+        hashes = {}
+        for name, path in sorted(self.files.items()):
+            target = folder / "src" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(text := path.read_bytes())
+            hashes[name] = hashlib.sha256(text).hexdigest()
+        return hashes
