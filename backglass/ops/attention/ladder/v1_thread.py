@@ -1,20 +1,20 @@
 """attention on the GPU, rung 1: the formulas, with every head's T×T plane in memory.  One thread,
 one number.
 
-    attention     scores_kernel    S[t,s] = q[t]·k[s]/√HS, for s ≤ t         a thread, a score
+    attention     scores_kernel    S[t,s] = q[t]·k[s]/√HS, s ≤ t             a thread, a score
                   lse_kernel       lse[t] = log Σ_s exp S[t,s]               a thread, a row
                   mix_kernel       y[t,i] = Σ_s exp(S[t,s] − lse[t])·v[s,i]  a thread, a number of y
     d_attention   row_dots_kernel  D[t]                                      a thread, a row
-                  d_scores_kernel  P[t,s] and dS[t,s]                        a thread, one of each
-                  d_q_kernel       dq[t,i]                                   a thread, a number of dq
+                  d_scores_kernel  P[t,s] and dS[t,s], s ≤ t                 a thread, one of each
+                  d_q_kernel       dq[t,i]                                   a thread, one of dq
                   d_kv_kernel      dk[s,i] and dv[s,i]                       a thread, one of each
 
-In between everything lies in memory: B·NH·T² numbers forward, twice as many backward, 3.2 and 6.4 GB
-for a batch of 64 in GPT-2's smallest model.  And every multiplication fetches two numbers.
+Between two kernels everything lies in memory: B·NH·T² numbers forward, twice as many backward, 3.2
+and 6.4 GB for a batch of 64 in GPT-2's smallest model.  And every multiplication fetches two.
 
-A grid is (head, column, row).  It is one head wide, so that neighbouring threads are neighbours in a
-row: they share the fetches of what lies along it (mix_kernel's v, d_q_kernel's k), and where they
-want a row of k each (scores_kernel) it takes a fetch for every one.
+A grid is (head, column, row), its blocks one head wide: neighbouring threads are neighbours in a
+row.  Where they want what lies along it (mix_kernel's v, d_q_kernel's k), they share a fetch; where
+each wants a k of its own (scores_kernel), it takes as many fetches as threads.
 """
 
 import math
