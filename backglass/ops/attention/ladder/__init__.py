@@ -18,8 +18,9 @@ v3, v3_registers.py. Each number read from shared memory is used for two to four
 v4, ../gpu.py. Triton, where a program is a block and a tile is a value: tensor cores multiply whole
     tiles, loads run ahead, and the backward makes each tile of P and dS once.
 
-v1 to v3 are written in CUDA's thread model (device/cuda_threads.py) and sum in fp32 whatever the
-tensors hold. All four give the same bits in every run.
+v1 to v3 are written in CUDA's thread model (device/cuda_threads.py) and multiply number by number,
+in fp32 whatever the tensors are held in; they run without a GPU in numba-cuda's simulator. All four
+give the same bits in every run. `bench ops attention --device cuda --rung attention=v2` times one.
 """
 
 GPU_VERSIONS = {

@@ -22,9 +22,9 @@ dq, in another order on every run; here each number has one owner and the bits a
 
 Heads of more than HEAD numbers do not fit the tiles; they go to the rung below.
 
-The innermost loops are written with while.  numba's `range` tests, each time round, whether it is
-at its end and whether the index is negative; these two cost tile_dot 23 instructions for each
-multiplication, as while costs 4 (sm_90, numba-cuda 0.30, ptxas 13.0, 2026-11-24).
+The innermost loops are written with while.  Over `range`, numba-cuda tests each time round whether
+it is at its end and whether the index is negative: tile_dot took 23 instructions a multiplication
+with it, 4 with while (sm_90, numba-cuda 0.30, ptxas 13.0, 2026-11-24).
 """
 
 import math
@@ -124,8 +124,8 @@ def d_kv_kernel(dqkv, dy, qkv, lse, D, scale):
     k_tile = cuda.shared.array((TILE, PITCH), float32)
     v_tile = cuda.shared.array((TILE, PITCH), float32)
     dy_tile = cuda.shared.array((TILE, PITCH), float32)
-    p_tile = cuda.shared.array((TILE, SCORES_PITCH), float32)  # keys × queries, as its second use
-    ds_tile = cuda.shared.array((TILE, SCORES_PITCH), float32)  # wants them
+    p_tile = cuda.shared.array((TILE, SCORES_PITCH), float32)  # Pᵀ, keys × queries
+    ds_tile = cuda.shared.array((TILE, SCORES_PITCH), float32)  # dSᵀ
     acc_dk = cuda.local.array(EACH, float32)
     acc_dv = cuda.local.array(EACH, float32)
     i, j, T, HS = cuda.threadIdx.y, cuda.threadIdx.x, qkv.shape[1], qkv.shape[4]

@@ -170,8 +170,8 @@ def d_kv_kernel(dqkv, dy, qkv, lse, D, scale):
     k_tile = cuda.shared.array((TILE, PITCH), float32)
     v_tile = cuda.shared.array((TILE, PITCH), float32)
     dy_tile = cuda.shared.array((TILE, PITCH), float32)
-    p_tile = cuda.shared.array((TILE, SCORES_PITCH), float32)  # keys × queries, as their second
-    ds_tile = cuda.shared.array((TILE, SCORES_PITCH), float32)  # use wants them
+    p_tile = cuda.shared.array((TILE, SCORES_PITCH), float32)  # Pᵀ, keys × queries
+    ds_tile = cuda.shared.array((TILE, SCORES_PITCH), float32)  # dSᵀ
     p = cuda.local.array((EACH, EACH), float32)
     ds = cuda.local.array((EACH, EACH), float32)
     acc_dk = cuda.local.array((EACH, COLUMNS), float32)
