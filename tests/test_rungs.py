@@ -86,6 +86,7 @@ BUGS = [
     ("layernorm", "v1_row", "/ float32(C) + eps", "/ float32(C)"),
     ("layernorm", "v2_block", "for n in range(i, x.shape[0], SIDE)", "for n in range(i, SIDE)"),
     ("layernorm", "v3_warp", "warp_sum(squares)", "squares"),
+    ("attention", "v1_thread", "if s <= t", "if s < t"),
     ("causal_softmax", "v1_row", "* f32(att[n, s])  # 8", "# 8"),
     ("causal_softmax", "v2_block", "if s <= t", "if s < t"),
     ("causal_softmax", "v3_warp", "largest = warp_max(top)", "largest = top"),
