@@ -66,16 +66,14 @@ def compare(a: Trace, b: Trace) -> Comparison:
 
 def _matched(a: Trace, b: Trace, ours: dict, theirs: dict) -> list[tuple[Version, Version]]:
     """Versions by the same key; of a recording that was cut off, those that it has."""
-    both = ours.keys() & theirs.keys()
-    complete = a.complete and b.complete
-    for key in ours.keys() ^ theirs.keys() if complete else ():
-        v = (ours | theirs)[key]
-        raise _other(a, b, f"only one of them has {v.tensor} (version {v.number})")
-    for key in both:
-        if (ours[key].shape, ours[key].dtype) != (theirs[key].shape, theirs[key].dtype):
-            is_, was = (f"{list(t[key].shape)} {t[key].dtype}" for t in (ours, theirs))
-            raise _other(a, b, f"{ours[key].tensor} is {is_} in one and {was} in the other")
-    return [(v, theirs[key]) for key, v in ours.items() if key in both]
+    for key, v in (ours | theirs).items():
+        if key in ours and key in theirs:
+            shapes = [f"{list(t[key].shape)} {t[key].dtype}" for t in (ours, theirs)]
+            if shapes[0] != shapes[1]:
+                raise _other(a, b, f"{v.tensor} is {shapes[0]} in one and {shapes[1]} in the other")
+        elif a.complete and b.complete:
+            raise _other(a, b, f"only one of them has {v.tensor} (version {v.number})")
+    return [(v, theirs[key]) for key, v in ours.items() if key in theirs]
 
 
 def _other(a: Trace, b: Trace, why: str) -> UserError:
