@@ -65,11 +65,15 @@ create index given on operands (event);
 def new_recording(folder: Path) -> Iterator[None]:
     """A folder to record into, which must not be there.  It is removed again when the user, a full
     disk or too little memory ends the block, but kept when a line of the program fails."""
+    above = [parent for parent in folder.parents if not parent.exists()]
     (folder / "t").mkdir(parents=True)
     try:
         yield
     except (OSError, MemoryError, KeyboardInterrupt, UserError):
         shutil.rmtree(folder, ignore_errors=True)
+        for parent in above:
+            with contextlib.suppress(OSError):  # something else is in it by now
+                parent.rmdir()
         raise
 
 
