@@ -243,7 +243,10 @@ def test_ctrl_c_leaves_no_half_recording():
         sys.executable, "-m", "backglass", "trace", "tiny", "--device", "numpy", "--level", "3",
         "--out", "x",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job has none
+    )  # fmt: skip
     deadline = time.time() + 60
     while time.time() < deadline and not Path("x/t/000003.safetensors").exists():
         time.sleep(0.01)

@@ -33,8 +33,8 @@ from backglass.training.files import write_json
 
 FORMAT = 1
 BAD_CELLS = 100  # coordinates kept of numbers that are not finite
-# What the index may grow by for a version, its operands included, without and with its picture
-# (measured: 0.8 and 9.6 KB; a hundred bad cells are 2 KB).  Twice, for the write-ahead log.
+# What the index may grow by for a version: its row and operands are 0.3 KB, or 2.5 with a hundred
+# bad cells; a picture is 8.7.  Both may fill pages of 4 KB, and are in the write-ahead log too.
 ROW_BYTES, PICTURE_BYTES = 2 * 3072, 2 * 9216
 FILE_BYTES = 8192  # of a tensor's file besides its numbers: header, last block
 SLACK_BYTES = 4 << 20  # the log before it is emptied, manifest, sources
