@@ -695,6 +695,19 @@ def test_the_recorded_step_is_the_step_that_the_run_made(copy):
         np.testing.assert_array_equal(m, moments["m/h1.qkvw"])
 
 
+def test_a_step_on_the_cpu_has_the_bits_of_eager_execution(tmp_path):
+    s = small(device="cpu", attention="explicit", seq_len=64, total_batch_tokens=0)
+    session = before_step(s, None, 1).start.session
+    session.execute_eagerly()
+    session.gradients(before_step(s, None, 1).batches, 0)
+    with Raw(record(tmp_path / "x", s)) as raw:
+        for view in session.t.dp:
+            (before, *_) = raw.rows(
+                "select hash from versions where tensor = ? order by number desc limit 2", view.name
+            )[1:]
+            assert before["hash"] == digest_of(view.numpy()), view.name
+
+
 def test_the_settings_of_a_step_are_those_it_was_made_with(copy):
     s = small(dropout=0.1, save_every=3)
     loop.train(s.replace(steps=9, lr=0.5), copy, resume=True, quiet=True)

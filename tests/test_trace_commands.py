@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -16,6 +17,7 @@ import pytest
 from backglass.cli import main
 from backglass.debugger.trace import Trace
 
+ROOT = Path(__file__).parent.parent
 TINY = ["tiny", "--device", "numpy", "--batch-size", "1", "--seq-len", "8"]
 SMALL = [
     "--device", "numpy", "--layers", "1", "--channels", "16", "--heads", "2", "--seq-len", "8",
@@ -245,7 +247,7 @@ def test_ctrl_c_leaves_no_half_recording():
     ]  # fmt: skip
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job has none
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # not of a background job
     )  # fmt: skip
     deadline = time.time() + 60
     while time.time() < deadline and not Path("x/t/000003.safetensors").exists():
@@ -271,3 +273,16 @@ def test_a_terminal_sees_one_bar_after_the_other(tmp_path):
     assert os.waitstatus_to_exitcode(status) == 0 and "step 3: " in text
     assert "training up to it" in text and "recording" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is back
+
+
+@pytest.mark.slow
+def test_the_commands_and_the_python_of_the_page_run_one_after_the_other(run):
+    text = (ROOT / "docs" / "trace.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M)
+    lines = [x for _, block in blocks for x in block.splitlines() if x.startswith("backglass ")]
+    assert len(lines) > 8
+    for line in lines:
+        code, said = run(*shlex.split(line)[1:])
+        assert code == 0, f"{line}\n{said}"
+    (python,) = (block for kind, block in blocks if kind == "python")
+    exec(python, {})

@@ -172,6 +172,12 @@ def test_the_oldest_recordings_of_a_run_go_those_made_by_hand_stay(tmp_path, run
     assert sorted(record.recordings(tmp_path / "run")) == [1, 5, 6]
 
 
+def test_the_newest_recording_stays_however_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "LIMIT_BYTES", 1)
+    loop.train(small(trace_every=2), tmp_path / "run", quiet=True)
+    assert sorted(record.recordings(tmp_path / "run")) == [6]
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), MemoryError("no more")])
 def test_training_goes_on_where_a_step_cannot_be_recorded(
     tmp_path, untraced, monkeypatch, capsys, error
