@@ -237,7 +237,7 @@ def layer_of(call: Call) -> int | None:
 
 def digest_of(x: np.ndarray) -> str:
     """Of a tensor's bytes: equal for equal bits."""
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(x).view(np.uint8))
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(x).view(np.uint8).data)
 
 
 def save(path: Path, tensors: dict[str, np.ndarray]) -> None:

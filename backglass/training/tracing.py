@@ -56,7 +56,10 @@ class Tracing:
         from backglass.debugger.record import note_own
 
         if folder:
-            note_own(folder, self.session, loss, norm)
+            try:
+                note_own(folder, self.session, loss, norm)
+            except OSError as error:
+                self.say(f"{folder} lacks what the run itself computed: {error}")
 
     def _leaps(self, loss: float) -> bool:
         known = np.array(self.losses)
@@ -105,4 +108,4 @@ def prune(run: Path, newest: Path) -> None:
     for path in found:
         if sum(sizes.values()) > LIMIT_BYTES and path != newest:
             del sizes[path]
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
