@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from backglass.device.cuda_faults import gpu_errors
 from backglass.training import checkpoint, diagnose, messages
 from backglass.training.report import Report
 from backglass.training.settings import Settings
@@ -22,11 +23,12 @@ def train(
 ) -> Trainer:  # fmt: skip
     """Train and return the finished trainer.  out: the run directory, or None to keep nothing.
 
-    Raises UserError for bad input before any training starts, and when the loss stops being finite;
-    Stopped after a signal.
+    Raises UserError for bad input before any training starts, when the loss stops being finite, and
+    when the GPU fails; Stopped after a signal.
     """
-    trainer = Trainer(s, out, resume, quiet, debug)
-    trainer.run()
+    with gpu_errors(lambda: messages.after_a_fault(s, out)):
+        trainer = Trainer(s, out, resume, quiet, debug)
+        trainer.run()
     return trainer
 
 
@@ -55,9 +57,9 @@ class Trainer:
                 self._step()
             return
         with disk_errors(self.out), closing(report), last_signal(report.say) as stop:
+            report.find_peak(self.session.device)  # before memory is full
             if state.step == 0:
                 self._validate(first=True)
-            report.peak_flops = self.session.device.peak_flops(s.dtype)
             report.start(state.step)
             while state.step < s.steps:
                 self._step()
