@@ -708,6 +708,12 @@ def test_a_step_on_the_cpu_has_the_bits_of_eager_execution(tmp_path):
             assert before["hash"] == digest_of(view.numpy()), view.name
 
 
+def test_training_up_to_a_step_is_told_to_its_end():
+    told = []
+    before_step(small(), None, 4, lambda *progress: told.append(progress))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_the_settings_of_a_step_are_those_it_was_made_with(copy):
     s = small(dropout=0.1, save_every=3)
     loop.train(s.replace(steps=9, lr=0.5), copy, resume=True, quiet=True)
