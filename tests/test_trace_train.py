@@ -178,7 +178,13 @@ def test_the_newest_recording_stays_however_large(tmp_path, monkeypatch):
     assert sorted(record.recordings(tmp_path / "run")) == [6]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left"), MemoryError("no more")])
+class OutOfMemoryError(Exception):
+    """CuPy's, where there is no CuPy."""
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left"), MemoryError("no more"), OutOfMemoryError("4 bytes")]
+)
 def test_training_goes_on_where_a_step_cannot_be_recorded(
     tmp_path, untraced, monkeypatch, capsys, error
 ):
@@ -189,6 +195,7 @@ def test_training_goes_on_where_a_step_cannot_be_recorded(
             raise error
         right(self, e, *rest)
 
+    monkeypatch.setattr(store, "known", lambda module, path: (OutOfMemoryError,))
     monkeypatch.setattr(store.Writer, "event", event)
     run = loop.train(small(trace_every=2), tmp_path / "run")
     assert state_of(run) == untraced

@@ -25,6 +25,7 @@ import ml_dtypes
 import numpy as np
 import xxhash
 
+from backglass.device.cuda_faults import known
 from backglass.device.health import Health, health
 from backglass.errors import UserError, wrong_use
 from backglass.execute.trace import Event, Operand, Version
@@ -69,12 +70,17 @@ def new_recording(folder: Path) -> Iterator[None]:
     (folder / "t").mkdir(parents=True)
     try:
         yield
-    except (OSError, MemoryError, KeyboardInterrupt, UserError):
+    except (KeyboardInterrupt, *hindrances()):
         shutil.rmtree(folder, ignore_errors=True)
         for parent in above:
             with contextlib.suppress(OSError):  # something else is in it by now
                 parent.rmdir()
         raise
+
+
+def hindrances() -> tuple[type[BaseException], ...]:
+    """What keeps a step from being recorded: the disk, memory (the GPU's too), or the settings."""
+    return OSError, MemoryError, UserError, *known("cupy", "cuda.memory.OutOfMemoryError")
 
 
 class Writer:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from backglass.data.tokenizer import Tokenizer
-from backglass.errors import UserError
 from backglass.training import checkpoint
 from backglass.training.session import Batch, Session
 from backglass.training.settings import Settings
@@ -68,6 +67,7 @@ class Tracing:
     def _record(self, step: int, batches: list[Batch], why: str) -> Path | None:
         """Into RUN/trace/step-…; the oldest recordings go when all of them are too large."""
         from backglass.debugger.record import Wanted, record_step
+        from backglass.debugger.store import hindrances
 
         if not self.out:
             return None
@@ -82,7 +82,7 @@ class Tracing:
             before |= {"from": step, "checkpoint": os.path.relpath(saved, folder)}
         try:
             record_step(self.session, batches, step, folder, Wanted(), self.tokenizer, before)
-        except (OSError, MemoryError, UserError) as error:
+        except hindrances() as error:
             self.say(f"step {step + 1} is not recorded: {error}")
             return None
         if why:
