@@ -41,7 +41,7 @@ class Trainer:
         self.c, self.tokenizer, self.loader = start.c, start.tokenizer, start.loader
         self.val_windows, self.session, self.state = start.val_windows, start.session, start.state
         self.report = Report(out, s, quiet)
-        self.tracing = Tracing(s, out, self.session, self.tokenizer)
+        self.tracing = Tracing(s, out, self.session, self.tokenizer, self.report.say)
         self.report.loggers = start.loggers
         self.session.device.progress = self.report.compiling
         self.report.used_bytes = self.session.device.used_bytes
@@ -89,6 +89,7 @@ class Trainer:
         norm, lr = self.session.update(state.step) if np.isfinite(loss) else (np.nan, 0.0)
         if not np.isfinite(loss + norm):
             self._save()
+            self.tracing.bad_step(state.step, batches, recorded)
             raise diagnose.bad_step(self.session, batches, state, loss, norm, self.out)
         self.tracing.updated(recorded, loss, norm)
         state.step += 1
