@@ -48,14 +48,14 @@ def record(settings: Settings) -> Program:
     return record_micro(gpt2, c, settings.batch_size, settings.seq_len, settings.dtype).validate()
 
 
-def load(path: str | Path, device: str = "cpu") -> Any:
+def load(path: str | Path, device: str = "cpu", dtype: str = "fp32") -> Any:
     """A model to generate with, from a run, a checkpoint or a Hugging Face folder; see infer.model.
 
     model.generate("text"), model.loss(tokens), model.grads(tokens)
     """
     from backglass.infer.model import load as run
 
-    return run(path, device)
+    return run(path, device, dtype)
 
 
 def load_op(path: str | Path) -> Any:

@@ -48,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
             description="llm.c in Python: GPT-2, every forward and backward pass by hand.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.ConsolidateSubcommandArgs),
         )
-        return command.run()
+        from backglass.device.cuda_faults import gpu_errors  # after --help
+
+        with gpu_errors():
+            return command.run()
     except UserError as error:
         print(f"backglass: {error}", file=sys.stderr)
         return error.code

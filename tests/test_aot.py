@@ -1,5 +1,6 @@
 """Every GPU kernel of a real training step compiles for A100 and H100, without spills on H100 and
-with tensor cores where they are meant.  In a process of its own: this one may interpret."""
+with tensor cores where they are meant; in fp32 also for a T4, with what a T4 has.  In a process of
+its own: this one may interpret."""
 
 import importlib.util
 import json
@@ -19,12 +20,36 @@ pytestmark = pytest.mark.skipif(
 MATRIX_OPS = ("matmul", "d_matmul_x", "d_matmul_w", "attention", "d_attention", "linear_xent")
 
 
-def compiled(*args):
-    """What `bench ops --aot --json` prints."""
-    command = [sys.executable, "-m", "backglass", "bench", "ops", *args, "--aot", "--json"]
+ON_T4 = """
+import dataclasses, json
+from backglass.bench.aot import calls, distinct
+from backglass.device.aot import Aot
+from backglass.infer.cache import declare_cache, with_cache
+from backglass.models import gpt2
+from backglass.program.step import record_logits
+from backglass.view import View
+
+device, c = Aot(75), gpt2.Config(layers=2)
+training = calls(device, 4, 1024, "fp32")
+forward = record_logits(gpt2, c, 4, 1, "fp32")
+generation = with_cache(forward, declare_cache(c, 4), View("start", (4,), "i32", "input"))
+for call in distinct([], [*training, *generation]):
+    device.bind([call], device.memory())[0]()
+print(json.dumps([dataclasses.asdict(r) for r in device.compiled]))
+"""
+
+
+def found_by(*arguments: str) -> list[dict]:
+    """The JSON that Python prints, in a process that compiles."""
     env = {k: v for k, v in os.environ.items() if k not in SWITCHES.values()}
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
+
+
+def compiled(*args: str) -> list[dict]:
+    """What `bench ops --aot --json` prints."""
+    return found_by("-m", "backglass", "bench", "ops", *args, "--aot", "--json")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +72,14 @@ def test_matrix_products_use_the_tensor_cores_in_bf16(rows):
     for op in MATRIX_OPS:
         used = {r["tensor_cores"] for r in rows if (r["arch"], r["op"]) == (90, op)}
         assert "wgmma" in used, op
+
+
+def test_every_kernel_in_fp32_compiles_for_a_t4_and_fits_it():
+    rows = found_by("-c", ON_T4)
+    assert {r["op"] for r in rows} >= {*MATRIX_OPS, "d_embed", "adamw", "attention_cached"}
+    for r in rows:
+        assert r["shared_bytes"] <= 64 << 10 and 32 * r["warps"] <= 1024, r
+        assert not r["tensor_cores"], r  # a T4's know neither fp32 nor TF32
 
 
 @pytest.mark.slow

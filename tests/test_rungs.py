@@ -3,6 +3,8 @@ Their compilation ahead of time is in test_aot.py, in a process of its own."""
 
 import importlib
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from backglass.checks.kernel import check_kernel
 from backglass.device import get
+from backglass.device.interpret import SWITCHES
 from backglass.ops import rungs_of, table
 
 pytestmark = pytest.mark.skipif(
@@ -54,6 +57,20 @@ def test_simulated_rung_computes_what_the_maths_says(op, rung):
     assert not failures(op, rung, CASES[op], "fp32")
 
 
+def test_rungs_are_simulated_in_a_process_that_has_used_numba_on_the_cpu():
+    code = (
+        "from backglass.device import get, host\n"
+        "folder = host.numba.config.CACHE_DIR\n"
+        "get('interpret')\n"
+        "from backglass.device.cuda_threads import SIMULATED\n"
+        "print(SIMULATED, host.numba.config.CACHE_DIR == folder)"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in SWITCHES.values()}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "True"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("op, rung", RUNGS)
@@ -69,6 +86,7 @@ BUGS = [
     ("layernorm", "v1_row", "/ float32(C) + eps", "/ float32(C)"),
     ("layernorm", "v2_block", "for n in range(i, x.shape[0], SIDE)", "for n in range(i, SIDE)"),
     ("layernorm", "v3_warp", "warp_sum(squares)", "squares"),
+    ("attention", "v1_thread", "if s <= t", "if s < t"),
     ("causal_softmax", "v1_row", "* f32(att[n, s])  # 8", "# 8"),
     ("causal_softmax", "v2_block", "if s <= t", "if s < t"),
     ("causal_softmax", "v3_warp", "largest = warp_max(top)", "largest = top"),

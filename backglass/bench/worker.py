@@ -17,14 +17,21 @@ from typing import Any
 
 import numpy as np
 
+from backglass.device.cuda_faults import gpu_errors
 from backglass.device.process import peak_bytes
+from backglass.errors import UserError
 
 SIZES = ("layers", "heads", "channels", "vocab_size", "max_seq_len")
 
 
 def main() -> int:
     job = json.loads(sys.argv[1])
-    print(json.dumps(KINDS[job["kind"]](job)))
+    try:
+        with gpu_errors():
+            print(json.dumps(KINDS[job["kind"]](job)))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.code
     return 0
 
 

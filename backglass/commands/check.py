@@ -29,8 +29,11 @@ class Check:
         Positional[tuple[str, ...]], arg(help="ops or models; none: all", metavar="[OP|MODEL ...]")
     ] = ()
     device: Annotated[
-        Literal["cpu", "numpy", "cuda", "interpret"],
-        arg(help="whose kernels are held against the maths"),
+        str,
+        arg(
+            help="whose kernels are held against the maths: cpu, numpy, cuda, cuda:1, interpret",
+            metavar="NAME",
+        ),
     ] = "cpu"
     dtype: Annotated[
         tuple[Literal["fp32", "tf32", "bf16"], ...],

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 if TYPE_CHECKING:
     from backglass.debugger.compare import Comparison, Difference
 
-SHOWN = 8  # tensors that differ before the step
+SHOWN = 8  # of the tensors that differ; --json has them all
 
 
 @dataclass
@@ -32,10 +32,12 @@ class Compare:
 
     def run(self) -> int:
         from backglass.debugger.compare import compare, pairs_of
+        from backglass.debugger.trace import Trace
 
         found = []
         for a, b in pairs_of(self.a, self.b):
-            found.append(compare(a, b))
+            with Trace(a) as ours, Trace(b) as theirs:
+                found.append(compare(ours, theirs))
             if not self.json:
                 print(sentence(found[-1]))
             if not found[-1].equal:
@@ -47,15 +49,20 @@ class Compare:
 
 def sentence(c: Comparison) -> str:
     if c.equal:
-        return f"step {c.step}: no divergence, {c.compared:,} tensors have the same bits"
+        cut = "" if c.cut is None else f" in the {c.cut} events that both recordings have"
+        return f"step {c.step}: no divergence{cut}, {c.compared:,} tensors have the same bits"
     said = [f"step {c.step}:"]
     if c.before:
-        said += ["  different before the step", *map(line, c.before[:SHOWN])]
-        said += [f"    and {len(c.before) - SHOWN} more"] * (len(c.before) > SHOWN)
+        said += ["  different before the step, or given to it", *some(c.before)]
     if c.event is not None:
         said += [f"  first divergence at event {c.event}: {c.text}", f"    {c.where}"]
-        said += map(line, c.differences)
+        said += some(c.differences)
     return "\n".join(said)
+
+
+def some(found: list[Difference]) -> list[str]:
+    more = len(found) - SHOWN
+    return [*map(line, found[:SHOWN]), *[f"    and {more} more"] * (more > 0)]
 
 
 def line(d: Difference) -> str:

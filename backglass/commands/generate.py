@@ -53,7 +53,8 @@ class Generate:
     seed: Annotated[int, arg(help="same seed, same machine, same text", metavar="N")] = 1337
     batch_size: Annotated[int, arg(help="most prompts computed together", metavar="B")] = 8
     device: Annotated[
-        str, arg(help="cpu, or numpy: the maths files themselves", metavar="NAME")
+        str,
+        arg(help="cpu; cuda or cuda:1; numpy: the maths files themselves", metavar="NAME"),
     ] = "cpu"
     threads: Annotated[Count, opt("CPU threads", "N", "(default: all)")] = None
     json: Annotated[bool, arg(help="prompts, texts, tokens and speed as JSON")] = False

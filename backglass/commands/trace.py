@@ -13,14 +13,20 @@ from tyro.conf import Positional, arg
 
 from backglass.commands.options import Count, Text, opt
 from backglass.commands.plan import parse_bytes
-from backglass.errors import wrong_use
+from backglass.errors import UserError, wrong_use
 
 if TYPE_CHECKING:
-    from backglass.debugger.replay import Before, Progress
+    from backglass.debugger.record import Wanted
+    from backglass.debugger.replay import Progress
     from backglass.debugger.trace import Event, Trace, Version
     from backglass.training.settings import Settings
 
 LEVELS = (0, 1, 2, 3)
+RECORDS = (
+    "step", "level", "tensors", "max_disk", "batch_size", "seq_len", "data", "tokenizer", "device",
+    "out",
+)  # fmt: skip
+SHOWS = ("event", "tensor", "replay")
 
 
 @dataclass
@@ -34,6 +40,8 @@ class TraceCommand:
     For example:
       backglass trace runs/a                       the step after the newest checkpoint
       backglass trace runs/a --step 100 --level 3  the 100th, with all tensors
+      backglass trace runs/a --level 2 --tensors 'h0.*,dwte'
+      backglass trace runs/a/checkpoints/step-00000100    the step after a checkpoint
       backglass trace tiny                         the first step of a preset
       backglass trace gpt2-124m --batch-size 1 --seq-len 64 --tokenizer bytes --level 3
       backglass trace runs/a/trace/step-00000100   what is in a recording
@@ -76,44 +84,46 @@ class TraceCommand:
 
     def run(self) -> int:
         if (Path(self.path) / "manifest.json").is_file():
+            self.refuse(RECORDS, "records a step, and {} is a recording")
             return self.show()
+        self.refuse(SHOWS, "looks into a recording, and {} is none")
         return self.record()
+
+    def refuse(self, flags: tuple[str, ...], why: str) -> None:
+        """Flags that have no meaning for this path."""
+        for name in flags:
+            if getattr(self, name) not in (None, False):
+                raise wrong_use(f"--{name.replace('_', '-')} {why.format(self.path)}")
 
     # ------------------------------------------------------------ recording
 
     def record(self) -> int:
-        from backglass.debugger.record import Wanted, note_own, record_step
-        from backglass.training.start import disk_errors
+        from backglass.debugger.record import note_own, record_step
+        from backglass.debugger.replay import before_step, chosen_step
 
-        for flag in ("event", "tensor", "replay"):
-            if getattr(self, flag) not in (None, False):
-                raise wrong_use(f"--{flag} looks into a recording, and {self.path} is none")
-        level = 1 if self.level is None else self.level
-        if level not in LEVELS:
-            raise wrong_use(f"--level must be 0, 1, 2 or 3, got {level}")
-        if (level == 2) != bool(self.tensors):
-            raise wrong_use("--level 2 and --tensors 'h0.*' go together: which tensors to keep")
-        if self.step is not None and self.step < 1:
-            raise wrong_use(f"--step must be at least 1, got {self.step}")
-        cap = parse_bytes(self.max_disk or "4GiB", "--max-disk")
-        patterns = tuple((self.tensors or "").split(",")) if self.tensors else ()
-        wanted = Wanted(level, patterns, cap)
-        s, run = self.source()
+        wanted = self.wanted()
+        s, run, step = self.source()
+        step = chosen_step(run, step)
+        folder = self.folder(run, s, step)
         self.say(f"preparing {self.path} …")
-        before = self.before(s, run)
-        folder = self.folder(run, s, before.step + 1)
-        origin = dict(before.origin)
-        if "checkpoint" in origin:
-            origin["checkpoint"] = os.path.relpath(origin["checkpoint"], folder)
+        before = before_step(s, run, step, self.bar("training up to it"))
+        origin = before.origin | ({"run": run} if run else {})
+        for name in origin.keys() & {"checkpoint", "run"}:
+            origin[name] = os.path.relpath(origin[name], folder)
         start = time.perf_counter()
         session = before.start.session
-        with disk_errors(None):
+        try:
             found = record_step(
                 session, before.batches, before.step, folder, wanted, before.start.tokenizer,
                 origin, self.bar("recording"),
             )  # fmt: skip
             loss = session.gradients(before.batches, before.step)
             note_own(folder, session, loss, session.update(before.step)[0])
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or folder} could not be written: {error.strerror or error}. Free "
+                "some space, mend the rights, or choose another --out."
+            ) from None
         seconds = time.perf_counter() - start
         if self.json:
             print(json.dumps({"recording": str(folder), "seconds": seconds, **asdict(found)}))
@@ -130,19 +140,33 @@ class TraceCommand:
             )
         return 0
 
-    def source(self) -> tuple[Settings, Path | None]:
-        """(settings, run directory or None for a preset)."""
+    def wanted(self) -> Wanted:
+        from backglass.debugger.record import Wanted
+
+        level = 1 if self.level is None else self.level
+        if level not in LEVELS:
+            raise wrong_use(f"--level must be 0, 1, 2 or 3, got {level}")
+        if (level == 2) != bool(self.tensors):
+            raise wrong_use("--level 2 and --tensors 'h0.*' go together: which tensors to keep")
+        if self.step is not None and self.step < 1:
+            raise wrong_use(f"--step must be at least 1, got {self.step}")
+        patterns = [name.strip() for name in (self.tensors or "").split(",")]
+        cap = parse_bytes(self.max_disk or "4GiB", "--max-disk")
+        return Wanted(level, tuple(filter(None, patterns)), cap)
+
+    def source(self) -> tuple[Settings, Path | None, int | None]:
+        """(settings, run directory or None for a preset, step if one is named)."""
         from backglass import presets
-        from backglass.debugger.replay import settings_of_run
+        from backglass.debugger.replay import run_and_step, settings_of_run
 
         names = ("batch_size", "seq_len", "data", "tokenizer")
         given = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
-        run = Path(self.path)
+        run, step = run_and_step(Path(self.path), self.step)
         if run.is_dir():
             if given:
                 flag = "--" + next(iter(given)).replace("_", "-")
                 raise wrong_use(f"{flag} is for presets; a run's step is done as it was done")
-            s = settings_of_run(run)
+            s = settings_of_run(run, step)
         elif self.path in presets.ALL:
             run, s = None, presets.get(self.path)
             if {"batch_size", "seq_len"} & set(given):
@@ -153,12 +177,9 @@ class TraceCommand:
                 f"trace {self.path}: there is no such run, recording or preset; presets are "
                 f"{', '.join(presets.ALL)}"
             )
-        return (s.replace(device=self.device) if self.device else s), run
-
-    def before(self, s: Settings, run: Path | None) -> Before:
-        from backglass.debugger.replay import before_step
-
-        return before_step(s, run, self.step, self.bar("training up to it"))
+        if self.device and self.device.partition(":")[0] != s.device.partition(":")[0]:
+            s = s.replace(device=self.device, dtype="auto", matmul="auto")
+        return (s.replace(device=self.device) if self.device else s), run, step
 
     def folder(self, run: Path | None, s: Settings, step: int) -> Path:
         """Where to record; refused if something is there."""
@@ -172,8 +193,8 @@ class TraceCommand:
             folder = Path("runs") / f"{s.preset}-{stamp}" / "trace" / name
         if folder.exists() and (folder.is_file() or any(folder.iterdir())):
             raise wrong_use(
-                f"{folder} is there already. `backglass trace {folder}` shows it; delete it, or "
-                "choose another --out, to record again."
+                f"{folder} is there already. `backglass trace {folder}` shows it; to record again, "
+                "delete it or choose another --out."
             )
         return folder
 
@@ -182,9 +203,10 @@ class TraceCommand:
     def show(self) -> int:
         from backglass.debugger.trace import Trace
 
-        trace = Trace(self.path)
-        if self.replay:
-            return self.verify(trace)
+        with Trace(self.path) as trace:
+            return self.verify(trace) if self.replay else self.look(trace)
+
+    def look(self, trace: Trace) -> int:
         if self.event is not None:
             return self.show_event(trace, trace.event(self.event))
         if self.tensor is not None:
@@ -221,9 +243,9 @@ class TraceCommand:
                     f"{label} {name + '+' * adds:8} {v.tensor} (version {v.number})  {summary(v)}"
                 )
         print(f"\nkernel  src/{e.kernel}, lines {e.first_line} to {e.last_line}")
-        source = (trace.folder / "src" / e.kernel).read_text(encoding="utf-8").splitlines()
-        for i in range(e.first_line, e.last_line + 1):
-            print(f"  {i:4d}  {source[i - 1]}")
+        for i, line in enumerate(trace.source(e), 1):
+            if e.first_line <= i <= e.last_line:
+                print(f"  {i:4d}  {line}")
         print(f"called  {e.model}   {e.ms:.3f} ms")
         if e.twin is not None:
             print(f"twin    event {e.twin}: {trace.event(e.twin).text}")

@@ -22,11 +22,13 @@ import numpy as np
 
 import backglass
 from backglass.data.tokenizer import Tokenizer
-from backglass.debugger.store import Writer
+from backglass.debugger.store import Writer, new_recording
 from backglass.device import Device
+from backglass.errors import wrong_use
 from backglass.execute.trace import Event, Tracer, Version
 from backglass.models import gpt2
 from backglass.ops import signature, table
+from backglass.program.plan import ARENA, plan
 from backglass.program.record import Call
 from backglass.program.step import Tensors, declare, record_micro, record_update
 from backglass.training.files import write_json
@@ -79,20 +81,26 @@ def record_step(
 ) -> Recorded:  # fmt: skip
     """Record update `step` (0-based) of the session on these micro-batches into a new folder.
 
-    before: where the state before the step can be had again, for the manifest.
+    before: where the state before the step can be had again, for the manifest.  Raises UserError
+    (wrong use) for tensors that there are not.  What a full disk, too little memory or Ctrl-C
+    interrupts is removed again; what a kill interrupts can be read.
     """
     recording = Recording(session, batches, step, progress)
+    recording.require(wanted.tensors)
     manifest = recording.manifest(wanted, tokenizer) | {"before": before}
-    writer = Writer(folder, wanted.level, wanted, wanted.cap, manifest)
-    loss, norm = recording.execute(writer)
-    hashes = recording.sources.copy(folder)
-    writer.close(loss=loss, grad_norm=norm, stored_bytes=writer.stored_bytes, sources=hashes)
+    with new_recording(folder):
+        writer = Writer(folder, wanted.level, wanted, wanted.cap, manifest)
+        with contextlib.closing(writer.db):
+            recording.sources.copy(folder)
+            loss, norm = recording.execute(writer)
+            writer.close(loss=loss, grad_norm=norm, stored_bytes=writer.stored_bytes)
     left_out = writer.manifest["left_out"]
     return Recorded(loss, norm, recording.tracer.events, writer.stored_bytes, left_out)
 
 
 class Recording:
-    """The plain programs of a session's step, on memory that shares the session's state."""
+    """The plain programs of a session's step, on memory that shares the session's state and its
+    arena, which is free between two programs."""
 
     def __init__(
         self, session: Session, batches: list[Batch], step: int,
@@ -100,14 +108,21 @@ class Recording:
     ):  # fmt: skip
         self.session, self.batches, self.step, self.progress = session, batches, step, progress
         s, c = session.s, dataclasses.replace(session.c, attention="explicit")
-        self.memory = session.memory.sharing(*session.flats)
+        bound = ARENA in session.memory.flat
+        self.memory = session.memory.sharing(*session.flats, *([ARENA] * bound))
         self.t: Tensors = declare(gpt2, c, s.batch_size, s.seq_len, s.dtype, self.memory)
-        self.micro = record_micro(gpt2, c, s.batch_size, s.seq_len, s.dtype)
+        micro = record_micro(gpt2, c, s.batch_size, s.seq_len, s.dtype)
+        placed = plan(micro, inplace=False)  # the bits of eager execution, which has no aliases
+        self.memory.arena(placed.peak)
+        self.micro = placed.placed()
         self.update = record_update(gpt2, c, s.dtype)
         spaces = [self.t.p, self.t.dp, self.t.m, self.t.v, *([self.t.master] * bool(self.t.master))]
         self.members = {space.flat.name: list(space) for space in spaces}
         self.tracer = Tracer(session.device, self.memory, self.members)
+        self.lines = [*self.micro] * len(batches) + [*self.update]
         self.sources = Sources(session.device)
+        for call in self.lines:
+            self.sources.of(call)
 
     def execute(self, sink: Sink) -> tuple[float, float]:
         """Execute everything and tell the sink; (mean loss, gradient norm)."""
@@ -116,13 +131,12 @@ class Recording:
 
     def _execute(self, sink: Sink) -> tuple[float, float]:
         s, io, loss = self.session.s, self.t.io, 0.0
-        self._note(sink, "before", [v for views in self.members.values() for v in views])
+        self._note(sink, "before", self.state)
         counted = sum(int((targets >= 0).sum()) for _, targets in self.batches)
         for k, batch in enumerate(self.batches):
             weights = write_batch(self.memory, io, batch, counted)
             self.memory.write(io.seed, (s.seed, self.step * s.micro_batches + k))
-            given = [io.ids, io.targets, io.dloss, *([io.seed] * (self.session.c.dropout > 0))]
-            self._note(sink, f"batch-{k}", [self.tracer.renewed(v) for v in given])
+            self._note(sink, f"batch-{k}", [self.tracer.renewed(v) for v in self.given])
             for event in self.tracer.run(self.micro):
                 self._record(sink, event)
             loss += float(np.sum(self.memory.read(io.loss).astype(np.float64) * weights))
@@ -139,18 +153,46 @@ class Recording:
     def _record(self, sink: Sink, event: Event) -> None:
         made = [self.memory.peek(o.version.view) for o in event.outs]
         sink.event(event, self.sources.of(event.call), made)
-        total = len(self.batches) * len(self.micro) + len(self.update)
-        self.progress(event.index + 1, total)
+        self.progress(event.index + 1, len(self.lines))
+
+    @property
+    def state(self) -> list[View]:
+        """What there is before the step."""
+        return [v for views in self.members.values() for v in views]
+
+    @property
+    def given(self) -> list[View]:
+        """What the host writes for a micro-batch."""
+        io = self.t.io
+        return [io.ids, io.targets, io.dloss, *([io.seed] * (self.session.c.dropout > 0))]
+
+    @property
+    def made(self) -> list[View]:
+        """What the lines make, in order."""
+        written = (v for call in self.lines for v in call.written)
+        return [m for v in written for m in self.members.get(v.name, [v])]
+
+    def require(self, patterns: tuple[str, ...]) -> None:
+        """Each names at least one tensor."""
+        names = {v.name for v in (*self.state, *self.given, *self.made)}
+        for pattern in patterns:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                raise wrong_use(
+                    f"--tensors {pattern}: this step has no such tensor; names are like h0.qkv, "
+                    "dwte or, for all of a layer, h3.*"
+                )
 
     def manifest(self, wanted: Wanted, tokenizer: Tokenizer) -> dict[str, Any]:
-        s, ids = self.session.s, {int(i) for batch in self.batches for x in batch for i in x.flat}
+        s, given = self.session.s, len(self.batches) * len(self.given) + 1
+        ids = np.unique([ids for batch in self.batches for ids in batch])
         return {
             "backglass": backglass.__version__, "step": self.step + 1, "level": wanted.level,
             "tensors": wanted.tensors, "cap": wanted.cap, "device": self.session.device.name,
             "dtype": s.dtype, "config": dataclasses.asdict(self.session.c),
             "settings": dataclasses.asdict(s), "runs": len(self.batches) + 1,
-            "events": len(self.batches) * len(self.micro) + len(self.update),
-            "text": {i: tokenizer.decode([i]) for i in sorted(ids) if i >= 0},
+            "events": len(self.lines), "versions": len(self.state) + given + len(self.made),
+            "text": {int(i): tokenizer.decode([int(i)]) for i in ids if i >= 0},
+            "sources": self.sources.hashes(),
         }  # fmt: skip
 
 
@@ -170,8 +212,11 @@ def note_own(folder: Path, session: Session, loss: float, norm: float) -> None:
 
 def recordings(run: Path) -> dict[int, Path]:
     """The recorded steps of a run."""
-    found = (p for p in (run / "trace").glob("step-*") if (p / "manifest.json").is_file())
-    return {int(p.name.removeprefix("step-")): p for p in found}
+    found = {p.name.removeprefix("step-"): p for p in (run / "trace").glob("step-*")}
+    return {
+        int(number): p for number, p in found.items()
+        if number.isdecimal() and (p / "manifest.json").is_file()
+    }  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -194,7 +239,7 @@ class Sources:
     def __init__(self, device: Device):
         self.device = device
         self.found: dict[str, dict[str, Any]] = {}
-        self.files: dict[str, Path] = {}
+        self.files: dict[str, bytes] = {}
 
     def of(self, call: Call) -> dict[str, Any]:
         """{"kernel": file, "first_line", "last_line"} of the function that ran."""
@@ -216,16 +261,18 @@ class Sources:
         """The name of a file in the recording: its path in the package, or of an op of a user's."""
         path = Path(file).resolve()
         inside = path.is_relative_to(PACKAGE)
-        name = str(path.relative_to(PACKAGE) if inside else Path("ops", *path.parts[-2:]))
-        self.files[name] = path
-        return name
+        short = path.relative_to(PACKAGE) if inside else Path("ops", *path.parts[-2:])
+        if short.as_posix() not in self.files:
+            self.files[short.as_posix()] = path.read_bytes()
+        return short.as_posix()
 
-    def copy(self, folder: Path) -> dict[str, str]:
-        """Put the files into the recording; {name: SHA-256}."""
-        hashes = {}
-        for name, path in sorted(self.files.items()):
+    def hashes(self) -> dict[str, str]:
+        """{name: SHA-256}."""
+        return {name: hashlib.sha256(text).hexdigest() for name, text in self.files.items()}
+
+    def copy(self, folder: Path) -> None:
+        """Put the files into the recording."""
+        for name, text in self.files.items():
             target = folder / "src" / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(text := path.read_bytes())
-            hashes[name] = hashlib.sha256(text).hexdigest()
-        return hashes
+            target.write_bytes(text)

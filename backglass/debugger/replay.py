@@ -17,7 +17,7 @@ import numpy as np
 
 from backglass.debugger.record import Recording
 from backglass.debugger.store import digest_of
-from backglass.debugger.trace import Trace
+from backglass.debugger.trace import Trace, reading
 from backglass.errors import UserError, wrong_use
 from backglass.execute.trace import Event, Version
 from backglass.training import checkpoint
@@ -39,33 +39,50 @@ class Before:
     origin: dict[str, Any]
 
 
+def run_and_step(path: Path, step: int | None) -> tuple[Path, int | None]:
+    """The run that a path means, and the step: of a checkpoint, the one after it."""
+    if path.parent.name != "checkpoints" or not path.name.removeprefix("step-").isdecimal():
+        return path, step
+    after = int(path.name.removeprefix("step-")) + 1
+    if step not in (None, after):
+        raise wrong_use(f"--step {step}: the step after {path} is {after}. Name the run instead")
+    return path.parent.parent, after
+
+
+def chosen_step(run: Path | None, step: int | None) -> int:
+    """The update meant, 1-based: `step`, or the first after the newest checkpoint."""
+    return step or max(checkpoint.steps_in(run) if run else [], default=0) + 1
+
+
 def before_step(
-    s: Settings, run: Path | None, step: int | None, progress: Progress = lambda done, total: None
+    s: Settings, run: Path | None, step: int, progress: Progress = lambda done, total: None
 ) -> Before:
-    """The state before update `step` (1-based; None: the first after the newest checkpoint).
+    """The state before update `step` (1-based).
 
     run: a run directory with checkpoints, or None: from the beginning.
     """
     steps = checkpoint.steps_in(run) if run else []
-    step = max(steps, default=0) if step is None else step - 1
+    step -= 1
     base = max((n for n in steps if n <= step), default=0)
     folder = checkpoint.step_folder(run, base) if run and base in steps else None
     start = prepare(s, None, at=folder)
+    start.session.bind()
     for done in range(base, step):
-        progress(done - base, step - base)
         start.session.gradients(next_batches(start), done)
         start.session.update(done)
-    start.session.bind()
+        progress(done + 1 - base, step - base)
     origin: dict[str, Any] = {"step": step, "from": base}
     if folder and base == step:
         origin["checkpoint"] = folder
     return Before(start, step, next_batches(start), origin)
 
 
-def settings_of_run(run: Path) -> Settings:
-    """What a run was started with.  Raises UserError if it is none."""
+def settings_of_run(run: Path, step: int | None = None) -> Settings:
+    """What update `step` (1-based; None: the last) of a run was made with, as the next checkpoint
+    has it: a resumed run may have other settings.  Raises UserError if it is no run."""
     if steps := checkpoint.steps_in(run):
-        return checkpoint.settings_of(checkpoint.step_folder(run, steps[-1]))
+        following = [n for n in steps if step is not None and n >= step]
+        return checkpoint.settings_of(checkpoint.step_folder(run, (following or steps[-1:])[0]))
     path = run / "run.json"
     try:
         return Settings(**json.loads(path.read_text(encoding="utf-8"))["settings"])
@@ -82,7 +99,8 @@ def next_batches(start: Start) -> list[Batch]:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where a replay left the recording.  event: None if the state before the step differs."""
+    """Where a replay left the recording.  event: None if the state before the step differs, or an
+    input."""
 
     event: int | None
     text: str
@@ -90,12 +108,14 @@ class Divergence:
 
 
 class Diverged(Exception):
+    """Ends a replay at the first hash that is another."""
+
     def __init__(self, divergence: Divergence):
         self.divergence = divergence
 
 
 class EndOfRecording(Exception):
-    pass
+    """Ends the replay of a recording that was cut off."""
 
 
 class Matcher:
@@ -105,8 +125,9 @@ class Matcher:
         self.trace, self.count = trace, 0
 
     def versions(self, found: list[tuple[Version, np.ndarray]], name: str) -> None:
+        text = "the state before the step" if name == "before" else f"the inputs ({name})"
         for version, values in found:
-            self._compare(version, values, None, f"the state {name} the step")
+            self._compare(version, values, None, text)
 
     def event(self, e: Event, source: dict[str, Any], made: list[np.ndarray]) -> None:
         for operand, values in zip(e.outs, made, strict=True):
@@ -123,12 +144,13 @@ class Matcher:
 
 def replay(trace: Trace, progress: Progress) -> tuple[int, Divergence | None]:
     """Do the recorded step again: (how many hashes agreed, the first that did not)."""
-    s = Settings(**trace.manifest["settings"])
+    with reading(trace.folder / "manifest.json"):
+        s = Settings(**trace.manifest["settings"])
     run, origin = trace.run_folder, trace.manifest["before"]
-    if origin["step"] and run is None:
+    if origin["from"] and run is None:
         raise UserError(
             f"{trace.folder} cannot be done again: it is step {origin['step'] + 1} of a run whose "
-            "directory is not above it any more"
+            "directory is not there any more. Put it back above the recording."
         )
     before = before_step(s, run, origin["step"] + 1)
     recording = Recording(before.start.session, before.batches, before.step, progress)

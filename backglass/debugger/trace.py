@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from backglass.debugger.store import FORMAT, STATISTICS, digest_of
-from backglass.errors import UserError
+from backglass.errors import UserError, wrong_use
 from backglass.layout import Layout
 from backglass.models import gpt2
 from backglass.view import DTYPES
@@ -62,24 +63,40 @@ class Version:
     bad: list[list[int]]
 
 
+EVENT = ", ".join(Event.__dataclass_fields__)  # columns of the index
+VERSION = ", ".join(
+    ("id", "tensor", "number", "event", "shape", "dtype", "kind", "hash", "constant", *STATISTICS,
+     "bad")
+)  # fmt: skip
+
+
 class NotStored(UserError):
     """The values of a version are not in the recording."""
 
 
 class Trace:
-    """A recording.  Raises UserError if the folder is none, or damaged."""
+    """A recording, perhaps one that is still being made.  Every method raises UserError if the
+    folder is none, or damaged."""
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         self.manifest = _manifest(self.folder)
-        path = self.folder / "index.sqlite"
-        if not path.is_file():
+        self.index = self.folder / "index.sqlite"
+        if not self.index.is_file():
             raise UserError(f"{self.folder} is no recording: index.sqlite is missing")
-        try:
-            self.db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
-            self.count = self.db.execute("select count(*) from events").fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            raise UserError(f"{path} is damaged: {error}. Record the step again.") from None
+        with reading(self.index):
+            uri = f"{self.index.resolve().as_uri()}?mode=ro"
+            self.db = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        self.count = self._rows("select count(*) from events")[0][0]
+
+    def close(self) -> None:
+        self.db.close()
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def complete(self) -> bool:
@@ -87,69 +104,69 @@ class Trace:
 
     def events(self) -> Iterator[Event]:
         """In order of execution."""
-        columns = ", ".join(Event.__dataclass_fields__)
-        for row in self.db.execute(f"select {columns} from events order by k"):
+        for row in self._rows(f"select {EVENT} from events order by k"):
             yield Event(*row)
 
     def event(self, k: int) -> Event:
-        columns = ", ".join(Event.__dataclass_fields__)
-        row = self.db.execute(f"select {columns} from events where k = ?", (k,)).fetchone()
-        if row is None:
-            raise UserError(f"event {k}: the recording has events 0 to {self.count - 1}")
-        return Event(*row)
+        rows = self._rows(f"select {EVENT} from events where k = ?", k)
+        if not rows:
+            raise wrong_use(f"event {k}: the recording has events 0 to {self.count - 1}")
+        return Event(*rows[0])
 
     def operands(self, k: int, role: str) -> list[tuple[str, Version, bool]]:
         """(name in the op's spec, version, whether it was added to) of the role `in` or `out`."""
-        rows = self.db.execute(
+        rows = self._rows(
             "select name, version, adds from operands where event = ? and role = ? "
-            "order by position", (k, role),
+            "order by position", k, role,
         )  # fmt: skip
-        return [(name, self.version(number), bool(adds)) for name, number, adds in rows.fetchall()]
+        return [(name, self.version(number), bool(adds)) for name, number, adds in rows]
 
     def outs(self, k: int) -> list[Version]:
         return [version for _, version, _ in self.operands(k, "out")]
 
     def version(self, number: int) -> Version:
-        columns = ", ".join(("shape", "dtype", "kind", "hash", "constant", *STATISTICS, "bad"))
-        row = self.db.execute(
-            f"select id, tensor, number, event, {columns} from versions where id = ?", (number,)
-        ).fetchone()
-        return _version(row)
+        with reading(self.index):
+            row, *_ = self._rows(f"select {VERSION} from versions where id = ?", number)
+            return _version(row)
 
     def versions(self, tensor: str) -> list[Version]:
         """Every version of a tensor, oldest first.  Raises UserError for an unknown name."""
-        found = self.db.execute(
-            "select id from versions where tensor = ? order by number", (tensor,)
-        ).fetchall()
+        found = self._rows("select id from versions where tensor = ? order by number", tensor)
         if not found:
-            raise UserError(f"{self.folder} has no tensor {tensor!r}; names are like h0.qkv, dwte")
+            raise wrong_use(f"{self.folder} has no tensor {tensor!r}; names are like h0.qkv, dwte")
         return [self.version(number) for (number,) in found]
 
     def given(self) -> Iterator[Version]:
         """Versions that no event made: parameters, moments and inputs before the step."""
-        rows = self.db.execute("select id from versions where event is null order by id")
-        for (number,) in rows.fetchall():
+        for (number,) in self._rows("select id from versions where event is null order by id"):
             yield self.version(number)
 
     def hash(self, tensor: str, number: int) -> str | None:
         """Of a version, or None if the recording does not have it."""
-        row = self.db.execute(
-            "select hash from versions where tensor = ? and number = ?", (tensor, number)
-        ).fetchone()
-        return row[0] if row else None
+        sql = "select hash from versions where tensor = ? and number = ?"
+        return next((digest for (digest,) in self._rows(sql, tensor, number)), None)
+
+    def source(self, event: Event) -> list[str]:
+        """Lines of the file that the event's kernel was in."""
+        name = event.kernel
+        if name not in self.manifest["sources"] or ".." in Path(name).parts:
+            raise UserError(f"{self.index} is damaged: {name!r} is no source file of it")
+        with reading(path := self.folder / "src" / name):
+            return path.read_text(encoding="utf-8").splitlines()
 
     @property
     def run_folder(self) -> Path | None:
-        """The run that this is a step of, if the recording lies in its trace/."""
-        run = self.folder.resolve().parent.parent
-        return run if (run / "run.json").is_file() else None
+        """The run that this is a step of, if it is where it was when this was recorded."""
+        inside, named = self.folder.resolve().parent.parent, self.manifest["before"].get("run")
+        folders = [inside, *([self.folder / named] if named else [])]
+        return next((run for run in folders if (run / "run.json").is_file()), None)
 
     def damaged(self) -> Iterator[Version]:
         """Versions whose stored values are not what was written."""
-        rows = self.db.execute(
+        rows = self._rows(
             "select min(versions.id) from versions join tensors using (hash) group by hash"
         )
-        for (number,) in rows.fetchall():
+        for (number,) in rows:
             v = self.version(number)
             try:
                 if digest_of(self.values(v)) != v.hash:
@@ -162,26 +179,37 @@ class Trace:
         dtype = DTYPES[v.dtype]
         if v.constant:
             return np.full(v.shape, v.statistics["min"], dtype)
-        row = self.db.execute("select file from tensors where hash = ?", (v.hash,)).fetchone()
-        if row:
-            return self._stored(row[0], v.hash).view(dtype).reshape(v.shape)
+        if rows := self._rows("select file from tensors where hash = ?", v.hash):
+            return self._stored(rows[0][0], v)
         if v.event is None and (found := self._before(v)) is not None:
-            return found.astype(dtype)
-        raise NotStored(
-            f"{v.tensor} (version {v.number}) was not stored: the step was recorded at level "
-            f"{self.manifest['level']}, which keeps statistics. Record it with --level 3, or "
-            f"--level 2 --tensors '{v.tensor}'."
+            if digest_of(found := found.astype(dtype)) == v.hash:
+                return found
+        raise NotStored(f"{v.tensor} (version {v.number}) {self._why(v)}")
+
+    def _why(self, v: Version) -> str:
+        level, left_out = self.manifest["level"], self.manifest["left_out"]
+        if self._checkpoint and v.event is None and v.kind in ("param", "state"):
+            return (
+                f"is what the step began with, the tensor of {self._checkpoint}, which is not "
+                "there any more, or another one"
+            )
+        if left_out:
+            return f"was not stored: {left_out} tensors were left out when --max-disk was reached"
+        return (
+            f"was not stored: the step was recorded at level {level}, which keeps statistics. "
+            f"Record it with --level 3, or --level 2 --tensors '{v.tensor}'."
         )
 
-    def _stored(self, file: str, key: str) -> np.ndarray:
-        from safetensors import SafetensorError, safe_open
+    def _stored(self, file: str, v: Version) -> np.ndarray:
+        from safetensors import safe_open
 
-        path = self.folder / "t" / f"{file}.safetensors"
-        try:
-            with safe_open(path, "np") as f:
-                return f.get_tensor(key)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} is damaged: {error}. Record the step again.") from None
+        path = self.folder / "t" / f"{Path(file).name}.safetensors"
+        with reading(path), safe_open(path, "np") as f:
+            return f.get_tensor(v.hash).view(DTYPES[v.dtype]).reshape(v.shape)
+
+    def _rows(self, sql: str, *values: Any) -> list[tuple]:
+        with reading(self.index):
+            return self.db.execute(sql, values).fetchall()
 
     def _before(self, v: Version) -> np.ndarray | None:
         """A parameter or moment as the checkpoint has it from which the step was taken."""
@@ -205,11 +233,25 @@ class Trace:
     def _state(self) -> dict[str, np.ndarray]:
         from backglass.training import checkpoint
 
-        named = self.manifest["before"].get("checkpoint")
-        folder = self.folder / named if named else None
-        if folder is None or not folder.is_dir():
+        if self._checkpoint is None or not self._checkpoint.is_dir():
             return {}
-        return checkpoint.load(folder, self.layout, self.config.vocab_size)[0]
+        return checkpoint.load(self._checkpoint, self.layout, self.config.vocab_size)[0]
+
+    @property
+    def _checkpoint(self) -> Path | None:
+        named = self.manifest["before"].get("checkpoint")
+        return (self.folder / named).resolve() if named else None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever a file of a recording is wrong with is a UserError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, sqlite3.Error, SafetensorError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}. Record the step again.") from None
 
 
 def _version(row: tuple) -> Version:

@@ -18,9 +18,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import cupy
-
 from backglass.cache import cache_folder
+from backglass.device.cuda_faults import LibraryError
 from backglass.device.gpu import Tensor
 from backglass.errors import UserError
 from backglass.training.files import write_json
@@ -76,7 +75,7 @@ def _product(
     kind, out_kind = ({2: BF16, 4: FP32}[w] for w in (width, out_width))
     description = ctypes.c_void_p()
     compute = COMPUTE_TF32 if precision == "tf32" else COMPUTE_FP32
-    _check(_lib().cublasLtMatmulDescCreate(ctypes.byref(description), compute, FP32))
+    _check(library().cublasLtMatmulDescCreate(ctypes.byref(description), compute, FP32))
     _set(description, TRANSA, ctypes.c_int32(tb))
     _set(description, TRANSB, ctypes.c_int32(ta))
     _set(description, EPILOGUE, ctypes.c_uint32(epilogue))
@@ -93,7 +92,7 @@ def _product(
 
 def _candidates(description: ctypes.c_void_p, layouts: tuple) -> list[Any]:
     """Algorithms that can compute it, the most promising first."""
-    lib, preference, count = _lib(), ctypes.c_void_p(), ctypes.c_int()
+    lib, preference, count = library(), ctypes.c_void_p(), ctypes.c_int()
     _check(lib.cublasLtMatmulPreferenceCreate(ctypes.byref(preference)))
     size = ctypes.c_uint64(WORKSPACE_BYTES)
     _check(
@@ -111,7 +110,10 @@ def _candidates(description: ctypes.c_void_p, layouts: tuple) -> list[Any]:
     )  # fmt: skip
     _check(lib.cublasLtMatmulPreferenceDestroy(preference))
     if count.value == 0:
-        raise RuntimeError("cuBLASLt knows no algorithm for this product")
+        raise UserError(
+            "cuBLASLt knows no algorithm on this GPU for one of the products; multiply with our "
+            "own kernels: --matmul own"
+        )
     starts = range(0, count.value * RESULT_WORDS, RESULT_WORDS)
     return [(ctypes.c_uint64 * ALGORITHM_WORDS)(*results[i : i + ALGORITHM_WORDS]) for i in starts]
 
@@ -120,9 +122,13 @@ def _chosen(
     key: tuple, p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor, add: bool
 ) -> int:
     """The number of the fastest candidate, timed now or remembered."""
+    import cupy
+
     gpu = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
     file = (
-        cache_folder() / "cublaslt" / f"{gpu.replace(' ', '-')}-{_lib().cublasLtGetVersion()}.json"
+        cache_folder()
+        / "cublaslt"
+        / f"{gpu.replace(' ', '-')}-{library().cublasLtGetVersion()}.json"
     )
     known = json.loads(file.read_text()) if file.exists() else {}
     name = " ".join(map(str, key))
@@ -135,6 +141,8 @@ def _chosen(
 
 def _fastest(p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor, add: bool) -> int:
     """Time every candidate; on an output of its own if what `out` holds is still needed."""
+    import cupy
+
     stream = cupy.cuda.get_current_stream()
     held = cupy.empty(math.prod(out.shape) * out.dtype.itemsize if add else 0, cupy.uint8)
     trial = Tensor(held.data.ptr, out.dtype, out.shape) if add else out
@@ -154,11 +162,13 @@ def _fastest(p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor, add: b
 def _call(
     p: Product, algorithm: Any, out: Tensor, a: Tensor, b: Tensor, work: Tensor, add: bool
 ) -> None:
+    import cupy  # not above: what a call's workspace is can be asked without it
+
     lb, la, lo = p.layouts
     one, beta = ctypes.c_float(1), ctypes.c_float(add)
     at = ctypes.c_void_p(out.address)
     _check(
-        _lib().cublasLtMatmul(
+        library().cublasLtMatmul(
             _handle(), p.description, ctypes.byref(one), ctypes.c_void_p(b.address), lb,
             ctypes.c_void_p(a.address), la, ctypes.byref(beta), at, lo, at, lo,
             ctypes.byref(algorithm), ctypes.c_void_p(work.address),
@@ -172,35 +182,38 @@ def _layout(rows: int, columns: int, kind: int) -> ctypes.c_void_p:
     """A packed column-major matrix."""
     made = ctypes.c_void_p()
     sizes = ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(rows)
-    _check(_lib().cublasLtMatrixLayoutCreate(ctypes.byref(made), kind, *sizes))
+    _check(library().cublasLtMatrixLayoutCreate(ctypes.byref(made), kind, *sizes))
     return made
 
 
 def _set(description: ctypes.c_void_p, attribute: int, value: Any) -> None:
     size = ctypes.c_size_t(ctypes.sizeof(value))
-    _check(_lib().cublasLtMatmulDescSetAttribute(description, attribute, ctypes.byref(value), size))
+    _check(
+        library().cublasLtMatmulDescSetAttribute(description, attribute, ctypes.byref(value), size)
+    )
 
 
 @functools.cache
-def _lib() -> Any:
-    from cuda import pathfinder  # comes with CuPy
-
+def library() -> Any:
     try:
+        from cuda import pathfinder  # comes with CuPy 14
+
         return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path)
-    except (pathfinder.DynamicLibNotFoundError, OSError) as error:
+    except (ImportError, RuntimeError, OSError) as error:  # DynamicLibNotFoundError is the second
         raise UserError(
             f"cuBLASLt was not found ({str(error).splitlines()[0]}): python -m pip install "
-            f"nvidia-cublas, or multiply with our own kernels: --matmul own"
+            f"nvidia-cublas (for CUDA 12 nvidia-cublas-cu12), or multiply with our own kernels: "
+            f"--matmul own"
         ) from None
 
 
 @functools.cache
 def _handle() -> ctypes.c_void_p:
     made = ctypes.c_void_p()
-    _check(_lib().cublasLtCreate(ctypes.byref(made)))
+    _check(library().cublasLtCreate(ctypes.byref(made)))
     return made
 
 
 def _check(status: int) -> None:
     if status:
-        raise RuntimeError(f"cuBLASLt failed with status {status} (cublasStatus_t)")
+        raise LibraryError(f"cuBLASLt failed with status {status} (cublasStatus_t)")

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import os
+import subprocess
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from backglass.device.cuda_faults import explain
 from backglass.device.gpu import Gpu, Tensor, tensor
 from backglass.errors import UserError, wrong_use
 from backglass.execute.memory import Memory
 from backglass.view import DTYPES, View
 
 INSTALL = "python -m pip install 'triton>=3.6,<3.10' cupy-cuda13x nvidia-cublas"
+INSTALL_12 = (
+    "python -m pip uninstall -y cupy-cuda13x nvidia-cublas && python -m pip install cupy-cuda12x "
+    "nvidia-cublas-cu12"
+)
 
 
 class Cuda(Gpu):
@@ -26,19 +34,12 @@ class Cuda(Gpu):
 
     def __init__(self, name: str = "cuda", rungs: dict[str, str] | None = None):
         self.cupy = usable_cupy()
-        count = self.cupy.cuda.runtime.getDeviceCount()
-        index = name.partition(":")[2] or "0"
-        if not index.isdigit() or int(index) >= count:
-            raise wrong_use(f"--device {name}: there are {count} GPUs, cuda:0 to cuda:{count - 1}")
-        self.index = int(index)
+        self.index = index_of(name, self.cupy)
         self.cupy.cuda.Device(self.index).use()
         self.stream = stream_of(self.index)
         self.stream.use()
-        from backglass.device.triton_driver import activate, capability
-
-        activate()
-        major, _ = capability(self.index)
-        self.dtypes = ("fp32", "tf32", "bf16") if major >= 8 else ("fp32",)
+        activate_triton()
+        self.dtypes = dtypes_of(arch(self.index, self.cupy))
         super().__init__(rungs)
 
     def memory(self) -> Memory:
@@ -50,8 +51,11 @@ class Cuda(Gpu):
         try:
             for line in lines:
                 line()
-        finally:
-            graph = self.stream.end_capture()
+        except BaseException:  # what ending it says then is not what happened
+            with contextlib.suppress(self.cupy.cuda.runtime.CUDARuntimeError):
+                self.stream.end_capture()
+            raise
+        graph = self.stream.end_capture()
         return lambda: graph.launch(self.stream)
 
     def wait(self) -> None:
@@ -69,7 +73,7 @@ class Cuda(Gpu):
         return total - free
 
     def peak_flops(self, dtype: str) -> float:
-        """Of cuBLASLt on a product of 4096³."""
+        """Of cuBLASLt on a product of 4096³.  Raises UserError where there is no cuBLASLt."""
         from backglass.device import cublaslt
 
         n, memory = 4096, self.memory()
@@ -144,7 +148,8 @@ class CudaMemory(Memory):
     def _fresh(self, view: View) -> Any:
         array = self.zeros(view.size, view.dtype)
         if view.kind == "act" and DTYPES[view.dtype].kind not in "iu":
-            array[...] = 0x7FC0 if view.dtype == "bf16" else np.nan
+            # All bits set is a NaN in every format; to store np.nan CuPy would compile a kernel.
+            array.data.memset_async(0xFF, array.nbytes)
         return array
 
 
@@ -173,16 +178,91 @@ def usable_cupy() -> Any:
             f"--device cuda needs {' and '.join(missing)}, which {'are' if missing[1:] else 'is'} "
             f"not installed: {INSTALL} (Linux, or WSL2 on Windows)"
         )
-    import cupy
-
+    try:
+        import cupy
+    except ImportError as error:
+        raise UserError(
+            f"--device cuda: CuPy is installed and cannot be imported: {one_line(error)}. "
+            f"`backglass doctor` says which CuPy fits the driver."
+        ) from None
     try:
         count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise UserError(
-            f"--device cuda found no usable NVIDIA GPU: {error}. `nvidia-smi` should list one; if "
-            f"it does, its driver may be too old for this CuPy (CUDA 13 needs driver 580 or "
-            f"newer): update it, or install cupy-cuda12x. `backglass doctor` says more."
-        ) from None
+    except RuntimeError as error:  # CUDARuntimeError is one
+        raise UserError(why_no_gpu(cupy, error)) from None
     if count == 0:
         raise UserError("--device cuda found no NVIDIA GPU; --device cpu trains on the CPU")
     return cupy
+
+
+def why_no_gpu(cupy: Any, error: Exception) -> str:
+    """No driver, one that is too old, or one that shows no GPU."""
+    driver, built = (
+        f"{n // 1000}.{n % 1000 // 10}"
+        for n in (cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion())
+    )
+    begin = f"--device cuda found no usable NVIDIA GPU ({one_line(error)})"
+    if driver == "0.0":
+        return (
+            f"{begin}: there is no NVIDIA driver here. Install one, start a container with "
+            f"`--gpus all`, choose a GPU as the notebook's runtime; or train with --device cpu."
+        )
+    if "InsufficientDriver" in str(error):
+        return (
+            f"{begin}: the driver knows CUDA {driver}, this CuPy wants {built}. Update the driver "
+            f"(CUDA 13 needs 580 or newer), or take the CuPy for CUDA 12, which 525 suffices for: "
+            f"{INSTALL_12} (in this repository: the extra gpu12 instead of gpu)"
+        )
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown = "" if hidden is None else f" CUDA_VISIBLE_DEVICES is {hidden!r}: unset it?"
+    return (
+        f"{begin}: the driver is there (CUDA {driver}) and shows none.{shown} `nvidia-smi` should "
+        f"list it; `backglass doctor` says more, and --device cpu trains on the CPU."
+    )
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")
+
+
+def index_of(name: str, cupy: Any) -> int:
+    """1 of cuda:1.  Raises UserError (wrong use) if there are not so many."""
+    count, index = cupy.cuda.runtime.getDeviceCount(), name.partition(":")[2] or "0"
+    if not index.isdecimal() or int(index) >= count:
+        there = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise wrong_use(f"--device {name}: there is {there}")
+    return int(index)
+
+
+def arch(index: int, cupy: Any) -> int:
+    """90 for a Hopper GPU, sm_90."""
+    return int(cupy.cuda.Device(index).compute_capability)
+
+
+def dtypes_of(sm: int) -> tuple[str, ...]:
+    """What kernels on sm_{sm} compute in: tensor cores for bf16 and TF32 came with Ampere."""
+    return ("fp32", "tf32", "bf16") if sm >= 80 else ("fp32",)
+
+
+def arch_of(name: str) -> int | None:
+    """Of the GPU called `name`; None where it cannot be used, which opening it will explain."""
+    try:
+        cupy = usable_cupy()
+        return arch(index_of(name, cupy), cupy)
+    except UserError:
+        return None
+
+
+def activate_triton() -> None:
+    """Launch a first kernel.  Raises UserError if this Triton, or its C compiler, cannot."""
+    try:
+        from backglass.device.triton_driver import activate
+
+        activate()
+    except (ImportError, AssertionError, OSError, RuntimeError, subprocess.SubprocessError) as e:
+        if explain(e):  # the GPU, not Triton
+            raise
+        raise UserError(
+            f"--device cuda: Triton cannot launch a kernel: {type(e).__name__}: {one_line(e)}. It "
+            f"must be version 3.6 to 3.9 and able to write ~/.triton, and it builds its launcher "
+            f"with a C compiler and Python's headers: sudo apt install gcc python3-dev."
+        ) from None

@@ -43,8 +43,10 @@ class Health:
 
 
 def health(x: np.ndarray) -> Health:
-    """Of a tensor of any shape and dtype, at least one element; fp64 is looked at as fp32."""
-    x = np.ascontiguousarray(x, np.float32)
+    """Of a tensor of any shape and dtype, at least one element; what is not fp32 is looked at as
+    fp32."""
+    with np.errstate(over="ignore"):  # beyond fp32 is infinite
+        x = np.ascontiguousarray(x, np.float32)
     matrix = x.reshape(-1, x.shape[-1] if x.ndim else 1)
     rows, columns = matrix.shape
     down, across = min(rows, SIDE), min(columns, SIDE)

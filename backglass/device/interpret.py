@@ -58,6 +58,7 @@ class Interpret(Gpu):
                     f"interpret them in a new one, or set {switch}=1 before it starts"
                 )
             os.environ[switch] = "1"
+        read_switches_anew()
         mend()
         super().__init__(rungs)
 
@@ -79,6 +80,15 @@ class Interpret(Gpu):
                 raise
 
         return checked
+
+
+def read_switches_anew() -> None:
+    """A Numba that was imported earlier, for the CPU, has read its variables then.  When it reads
+    them again it forgets the cache folder that device/host.py gave it."""
+    if numba := sys.modules.get("numba"):
+        folder = numba.config.CACHE_DIR
+        numba.config.reload_config()
+        numba.config.CACHE_DIR = folder
 
 
 def mend() -> None:

@@ -68,15 +68,15 @@ class Tracer:
     def run(self, program: Program) -> Iterator[Event]:
         """An event after each line, while memory still holds what it wrote."""
         self.device.prepare(program, self.memory)
-        first, partner = self.events, twins(program)
-        for i, call in enumerate(program):
+        first = self.events
+        for call, partner in zip(program, twins(program), strict=True):
             ins = tuple(self._given(call))
             (line,) = self.device.bind([call], self.memory)
             start = time.perf_counter()
             line()
             self.device.wait()
             ms = (time.perf_counter() - start) * 1e3
-            twin = None if partner[i] is None else first + partner[i]
+            twin = None if partner is None else first + partner
             yield Event(self.events, self.runs, call, ins, tuple(self._made(call)), twin, ms)
             self.events += 1
         self.runs += 1

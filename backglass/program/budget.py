@@ -3,17 +3,23 @@ step may take.  All of it from the programs and the specs, before anything is al
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from backglass.layout import Layout
 from backglass.program.cost import Cost, cost
 from backglass.program.plan import Life, Plan, plan
-from backglass.program.record import Program
-from backglass.program.step import record_micro, record_update
+from backglass.program.record import Call, Program
+from backglass.program.step import declare, record_loss, record_micro, record_update
+from backglass.view import View
+
+# What a GPU's driver reports beside what we allocate: the context, the code of the kernels, what
+# cuBLASLt keeps.
+CUDA_CONTEXT_BYTES = int(0.53 * 2**30)
+CUDA_CONTEXT_SOURCE = "measured on an H200 (driver 580, CuPy 14.2), 2026-11-24"
 
 # What may be recomputed, alone or together: cheap pieces first, the whole block last.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -26,54 +32,114 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
+class Machine:
+    """What a device adds to a plan.
+
+    fused: the fused ops it has kernels for, None for all; workspace: the scratch bytes that the
+    kernels of some calls share, None if nobody can tell; context: bytes that its driver takes.
+    """
+
+    fused: tuple[str, ...] | None = None
+    workspace: Callable[[Iterable[Call]], int] | None = None
+    context: int = 0
+
+
+@dataclass(frozen=True)
 class Budget:
-    """One choice of recomputation: bytes by kind, and the roofline's time of a step."""
+    """One choice of recomputation: bytes by kind, and the roofline's time of a step.
+
+    states: the flat buffers that live as long as the run; plans: of micro, update and loss, which
+    share an arena; workspace: None where it is not known, and then not in the total.
+    """
 
     recompute: tuple[str, ...]
-    states: dict[str, int]
-    plan: Plan
+    states: dict[str, View]
+    plans: dict[str, Plan]
+    workspace: int | None
+    context: int
     step: Cost
 
     @property
+    def arena(self) -> int:
+        return self.highest.peak
+
+    @property
+    def highest(self) -> Plan:
+        """The plan that needs most of the arena."""
+        return max(self.plans.values(), key=lambda p: p.peak)
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(flat.nbytes for flat in self.states.values())
+
+    @property
     def total(self) -> int:
-        return self.plan.peak + sum(self.states.values())
+        return self.state_bytes + self.arena + (self.workspace or 0) + self.context
 
     @property
     def at_the_peak(self) -> list[Life]:
-        return self.plan.live_at(self.plan.bound_line)
+        return self.highest.live_at(self.highest.bound_line)
 
-
-def states(layout: Layout, dtype: str) -> dict[str, int]:
-    """Bytes that live as long as the run: parameters, gradients, AdamW's moments; with bf16 also
-    the fp32 master weights."""
-    n = layout.size
-    width = {"fp32": 4, "fp64": 8, "bf16": 2}[dtype]
-    kept = {"parameters": n * width, "gradients": n * width, "m": n * 4, "v": n * 4}
-    if dtype == "fp64":
-        kept |= {"m": n * 8, "v": n * 8}
-    return kept | ({"master weights": n * 4} if dtype == "bf16" else {})
+    def held(self) -> dict[str, dict[str, list[str]]]:
+        """dtype -> kind -> the tensors held in it, those of all layers under one name."""
+        found: dict[str, dict[str, list[str]]] = {}
+        calls = [c for p in self.plans.values() for c in p.program]
+        views = [v for c in calls for v in (*c.outs, *c.ins) if v is not None]
+        for v in [*self.states.values(), *(v for v in views if not v.group)]:
+            names = found.setdefault(v.dtype, {}).setdefault(v.kind, [])
+            if (name := v.name.rpartition(".")[2]) not in names:
+                names.append(name)
+        return found
 
 
 def budget(
     model: ModuleType, c: Any, B: int, T: int, dtype: str, recompute: Iterable[str] = (),
-    fused: Iterable[str] | None = None, micro_batches: int = 1,
+    machine: Machine = Machine(), micro_batches: int = 1,
     flops_per_s: float = 1e12, bytes_per_s: float = 1e11,
 ) -> Budget:  # fmt: skip
-    """Plan and cost a step.  recompute: activation names; fused: fused ops to use, None for all."""
-    recompute = tuple(recompute)
-    program = transformed(record_micro(model, c, B, T, dtype), recompute, fused)
-    seconds = sum(cost(program, flops_per_s, bytes_per_s), Cost())
-    once = sum(cost(record_update(model, c, dtype), flops_per_s, bytes_per_s), Cost())
-    step = sum([seconds] * micro_batches, Cost()) + once
-    layout = Layout(model.PARAMS, c.sizes(B, T), dtype)
-    return Budget(recompute, states(layout, dtype), plan(program), step)
+    """Plan and cost a step.  recompute: activation names.  Raises ValueError for one that no
+    forward line makes."""
+    plans = plan_all(programs(model, c, B, T, dtype), tuple(recompute), machine.fused)
+    seconds, once = (
+        sum(cost(plans[name].program, flops_per_s, bytes_per_s), Cost())
+        for name in ("micro", "update")
+    )
+    calls = [call for p in plans.values() for call in p.program]
+    return Budget(
+        tuple(recompute), states(model, c, dtype), plans,
+        machine.workspace and machine.workspace(calls), machine.context,
+        sum([seconds] * micro_batches, Cost()) + once,
+    )  # fmt: skip
 
 
-def transformed(
-    program: Program, recompute: tuple[str, ...], fused: Iterable[str] | None
-) -> Program:
-    program = program.recompute(*recompute) if recompute else program
-    return program.fuse(*fused) if fused is not None else program.fuse()
+def states(model: ModuleType, c: Any, dtype: str) -> dict[str, View]:
+    """What lives as long as the run: parameters, gradients, AdamW's moments; with bf16 also the
+    fp32 master weights."""
+    t = declare(model, c, 1, 1, dtype)
+    named = {"parameters": t.p, "gradients": t.dp, "m": t.m, "v": t.v, "master weights": t.master}
+    return {name: space.flat for name, space in named.items() if space}
+
+
+def programs(model: ModuleType, c: Any, B: int, T: int, dtype: str) -> dict[str, Program]:
+    """The programs of a training run, as recorded; validation drops nothing out."""
+    evaluated = dataclasses.replace(c, dropout=0.0)
+    return {
+        "micro": record_micro(model, c, B, T, dtype).validate(),
+        "update": record_update(model, c, dtype).validate(),
+        "loss": record_loss(model, evaluated, B, T, dtype).validate(),
+    }
+
+
+def plan_all(
+    recorded: dict[str, Program], recompute: tuple[str, ...], fused: tuple[str, ...] | None
+) -> dict[str, Plan]:
+    """Every program transformed, and a place for its activations."""
+    found = dict(recorded)
+    if recompute:
+        found["micro"] = found["micro"].recompute(*recompute)
+    if fused != ():
+        found = {name: p.fuse(*(fused or ())).validate() for name, p in found.items()}
+    return {name: plan(p) for name, p in found.items()}
 
 
 def frontier(model: ModuleType, c: Any, B: int, T: int, dtype: str, **options: Any) -> list[Budget]:

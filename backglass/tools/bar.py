@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ def bar(what: str) -> Callable[[int, int], None]:
 
     live = Progress(console=Console(stderr=True), transient=True)
     task = live.add_task(what, total=None)
+    atexit.register(live.stop)  # an interrupted command leaves the terminal its cursor
 
     def progress(done: int, total: int) -> None:
         if done == 0 or not live.live.is_started:

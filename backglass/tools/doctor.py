@@ -10,30 +10,16 @@ import importlib
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
+
+from backglass.tools import doctor_gpu
+from backglass.tools.finding import Finding, pip, version
 
 GIB = 1 << 30
 LEAST_MEMORY = 2 * GIB
 LEAST_DISK = 2 * GIB
-
-
-@dataclass
-class Finding:
-    """ok: True, False, or None for something optional that is absent.  fix: a command to run."""
-
-    name: str
-    ok: bool | None
-    found: str
-    why: str = ""
-    fix: str = ""
-
-    def row(self) -> dict:
-        return asdict(self)
 
 
 def examine() -> list[Finding]:
@@ -47,18 +33,6 @@ def _fenced(name: str, check: Callable[[str], Finding]) -> Finding:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
         return Finding(name, False, "the check itself failed", reason)
-
-
-def version(package: str) -> str | None:
-    """The installed version of a package, without importing it."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def pip(*packages: str) -> str:
-    return f"{sys.executable} -m pip install " + " ".join(f"'{p}'" for p in packages)
 
 
 def python(name: str) -> Finding:
@@ -214,52 +188,6 @@ def folder_bytes(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
-def gpu(name: str) -> Finding:
-    tool = shutil.which("nvidia-smi") or "/usr/lib/wsl/lib/nvidia-smi"
-    if not Path(tool).exists():
-        if not has_nvidia_card():
-            return Finding(name, None, "no NVIDIA GPU", "everything runs on the CPU")
-        return Finding(name, False, "no driver", "there is an NVIDIA card, but no nvidia-smi",
-                       "sudo ubuntu-drivers install && sudo reboot")  # fmt: skip
-    query = "--query-gpu=name,driver_version,compute_cap,memory.total"
-    command = [tool, query, "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    if done.returncode or not done.stdout.strip():
-        why = (done.stderr or done.stdout).strip().partition("\n")[0] or "nvidia-smi says nothing"
-        return Finding(name, False, "not working", why, "sudo modprobe nvidia && nvidia-smi")
-    rows = [line.strip() for line in done.stdout.strip().splitlines()]
-    old = [r for r in rows if float(r.split(",")[2]) < 8.0]
-    why = "compute capability 8.0 or newer is needed for bf16" if old else ""
-    return Finding(name, not old, "; ".join(rows), why)
-
-
-def has_nvidia_card() -> bool:
-    """Whether a device of NVIDIA's is on the PCI bus."""
-    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
-    return any(p.read_text().strip() == "0x10de" for p in vendors)
-
-
-def triton(name: str) -> Finding:
-    found = version("triton")
-    fix = pip("triton>=3.6,<3.10")
-    if found is None:
-        return Finding(name, None, "absent", "needed for --device cuda and interpret", fix)
-    parts = found.split(".")
-    near = parts[0] == "3" and 6 <= int(parts[1]) < 10
-    return Finding(name, near, found, "" if near else "needs 3.6 to 3.9", "" if near else fix)
-
-
-def cupy(name: str) -> Finding:
-    names = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
-    have = [f"{n} {version(n)}" for n in names if version(n)]
-    if not have:
-        return Finding(name, None, "absent", "needed for --device cuda", pip("cupy-cuda13x"))
-    if len(have) > 1:
-        fix = f"{sys.executable} -m pip uninstall -y " + " ".join(h.split()[0] for h in have[1:])
-        return Finding(name, False, ", ".join(have), "two CuPys overwrite each other", fix)
-    return Finding(name, True, have[0])
-
-
 def mpi(name: str) -> Finding:
     found, launcher = version("mpi4py"), shutil.which("mpiexec") or shutil.which("mpirun")
     have = f"mpi4py {found or 'absent'}, launcher {launcher or 'absent'}"
@@ -288,9 +216,12 @@ CHECKS: dict[str, Callable[[str], Finding]] = {
     "memory": memory,
     "disk": disk,
     "kernel cache": kernel_cache,
-    "gpu": gpu,
-    "triton": triton,
-    "cupy": cupy,
+    "gpu": doctor_gpu.gpu,
+    "triton": doctor_gpu.triton,
+    "C compiler": doctor_gpu.compiler,
+    "cupy": doctor_gpu.cupy,
+    "cublaslt": doctor_gpu.cublaslt,
+    "cuda": doctor_gpu.cuda,
     "mpi": mpi,
     "wsl": wsl,
 }

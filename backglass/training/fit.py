@@ -5,44 +5,68 @@ from __future__ import annotations
 from typing import Any
 
 from backglass.device import Device
-from backglass.errors import UserError
+from backglass.errors import UserError, wrong_use
 from backglass.models import gpt2
-from backglass.program.budget import frontier, largest_batch
-from backglass.program.plan import Plan
+from backglass.program.budget import (
+    CUDA_CONTEXT_BYTES,
+    Budget,
+    Machine,
+    budget,
+    frontier,
+    largest_batch,
+)
 from backglass.training.settings import Settings
 
 
-def require_memory(
-    s: Settings, c: Any, device: Device, plans: dict[str, Plan], state_bytes: int
-) -> None:
+def budget_of(s: Settings, c: Any, machine: Machine, **rates: float) -> Budget:
+    """What a run takes.  Raises UserError (wrong use) for activations that cannot be recomputed."""
+    try:
+        return budget(
+            gpt2, c, s.batch_size, s.seq_len, s.dtype, recomputed(s), machine=machine,
+            micro_batches=s.micro_batches, **rates,
+        )  # fmt: skip
+    except ValueError as error:
+        if not s.recompute:
+            raise
+        raise wrong_use(f"--recompute {s.recompute}: {error}") from None
+
+
+def recomputed(s: Settings) -> tuple[str, ...]:
+    return tuple(f for f in s.recompute.split(",") if f)
+
+
+def machine_of(s: Settings, device: Device) -> Machine:
+    """What an open device adds.  Of what CUDA takes, part is taken already."""
+    context = 0
+    if device.free_bytes() is not None:
+        context = max(0, CUDA_CONTEXT_BYTES - device.used_bytes())
+    return Machine(tuple(device.fusable()) if s.fuse else (), device.workspace_bytes, context)
+
+
+def require_memory(s: Settings, c: Any, device: Device, b: Budget, machine: Machine) -> None:
     """Raises UserError, with what would fit, if the device has not got what the run needs."""
     free = device.free_bytes()
-    if free is None:
+    if free is None or b.total <= free:
         return
-    arena = max(p.peak for p in plans.values())
-    work = device.workspace_bytes(call for p in plans.values() for call in p.program)
-    need = state_bytes + arena + work
-    if need > free:
-        raise UserError(
-            f"--batch-size {s.batch_size} --seq-len {s.seq_len} in {s.dtype} needs {gib(need)} of "
-            f"memory: {gib(state_bytes)} for parameters, gradients and moments, {gib(arena)} for "
-            f"activations, {gib(work)} of workspace. {s.device} has {gib(free)} free. "
-            f"{what_fits(s, c, device, free - work)}"
-        )
+    parts = {
+        "for parameters, gradients and moments": b.state_bytes, "for activations": b.arena,
+        "of workspace": b.workspace or 0, "that CUDA will take": b.context,
+    }  # fmt: skip
+    said = ", ".join(f"{gib(n)} {what}" for what, n in parts.items() if n)
+    raise UserError(
+        f"--batch-size {s.batch_size} --seq-len {s.seq_len} in {s.dtype} needs {gib(b.total)} of "
+        f"memory: {said}. {s.device} has {gib(free)} free. {what_fits(s, c, machine, free)}"
+    )
 
 
-def what_fits(s: Settings, c: Any, device: Device, memory: int) -> str:
+def what_fits(s: Settings, c: Any, machine: Machine, memory: int) -> str:
     """A sentence: a smaller batch, or which activations to compute again."""
-    options: dict[str, Any] = {"fused": device.fusable() if s.fuse else []}
-    fields = tuple(f for f in s.recompute.split(",") if f)
-    B = largest_batch(gpt2, c, s.seq_len, s.dtype, memory, recompute=fields, **options)
+    B = largest_batch(gpt2, c, s.seq_len, s.dtype, memory, recompute=recomputed(s), machine=machine)
+    while B and s.total_batch_tokens % (B * s.seq_len):  # a step is whole micro-batches
+        B -= 1
     found = [f"--batch-size {B}"] if B else []
-    again = [
-        b
-        for b in frontier(gpt2, c, s.batch_size, s.seq_len, s.dtype, **options)
-        if b.total <= memory
-    ]
-    if again:
+    choices = frontier(gpt2, c, s.batch_size, s.seq_len, s.dtype, machine=machine)
+    if again := [b for b in choices if b.total <= memory]:
         found.append(f"--recompute {','.join(again[0].recompute)} ({gib(again[0].total)})")
     if found:
         return f"What fits: {', or '.join(found)}."

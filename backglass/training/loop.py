@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from backglass.device.cuda_faults import gpu_errors
 from backglass.training import checkpoint, diagnose, messages
 from backglass.training.report import Report
 from backglass.training.settings import Settings
@@ -22,11 +23,12 @@ def train(
 ) -> Trainer:  # fmt: skip
     """Train and return the finished trainer.  out: the run directory, or None to keep nothing.
 
-    Raises UserError for bad input before any training starts, and when the loss stops being finite;
-    Stopped after a signal.
+    Raises UserError for bad input before any training starts, when the loss stops being finite, and
+    when the GPU fails; Stopped after a signal.
     """
-    trainer = Trainer(s, out, resume, quiet, debug)
-    trainer.run()
+    with gpu_errors(lambda: messages.after_a_fault(s, out)):
+        trainer = Trainer(s, out, resume, quiet, debug)
+        trainer.run()
     return trainer
 
 
@@ -39,7 +41,7 @@ class Trainer:
         self.c, self.tokenizer, self.loader = start.c, start.tokenizer, start.loader
         self.val_windows, self.session, self.state = start.val_windows, start.session, start.state
         self.report = Report(out, s, quiet)
-        self.tracing = Tracing(s, out, self.session, self.tokenizer)
+        self.tracing = Tracing(s, out, self.session, self.tokenizer, self.report.say)
         self.report.loggers = start.loggers
         self.session.device.progress = self.report.compiling
         self.report.used_bytes = self.session.device.used_bytes
@@ -55,9 +57,9 @@ class Trainer:
                 self._step()
             return
         with disk_errors(self.out), closing(report), last_signal(report.say) as stop:
+            report.find_peak(self.session.device)  # before memory is full
             if state.step == 0:
                 self._validate(first=True)
-            report.peak_flops = self.session.device.peak_flops(s.dtype)
             report.start(state.step)
             while state.step < s.steps:
                 self._step()
@@ -87,6 +89,7 @@ class Trainer:
         norm, lr = self.session.update(state.step) if np.isfinite(loss) else (np.nan, 0.0)
         if not np.isfinite(loss + norm):
             self._save()
+            self.tracing.bad_step(state.step, batches, recorded)
             raise diagnose.bad_step(self.session, batches, state, loss, norm, self.out)
         self.tracing.updated(recorded, loss, norm)
         state.step += 1

@@ -39,6 +39,17 @@ def stopped(s: Settings, step: int, out: Path | None) -> str:
     return f"stopped after step {step}; everything is saved. {how}"
 
 
+def after_a_fault(s: Settings, out: Path | None) -> str:
+    """What a run that the GPU ended has left."""
+    steps = checkpoint.steps_in(out) if out else []
+    if not steps:
+        return "Nothing was saved yet; --save-every N saves a checkpoint every N steps."
+    return (
+        f"The last checkpoint is step {steps[-1]}; go on from there with: backglass train "
+        f"{s.preset} --out {out} --resume"
+    )
+
+
 def farewell(s: Settings, best_val_loss: float | None, out: Path) -> str:
     """What was saved, and what to try next."""
     train = f"backglass train {s.preset}"

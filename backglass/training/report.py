@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from backglass.device import Device
+from backglass.device.cuda_faults import LibraryError
 from backglass.device.process import peak_bytes
+from backglass.errors import UserError
 from backglass.training import loggers
 from backglass.training.settings import Settings
 
@@ -63,6 +67,11 @@ class Report:
         elif done in (0, total):
             print(text, flush=True)
 
+    def find_peak(self, device: Device) -> None:
+        """Measure what `of peak` refers to; nobody can without cuBLASLt or on a full GPU."""
+        with suppress(UserError, LibraryError, MemoryError):
+            self.peak_flops = device.peak_flops(self.s.dtype)
+
     def start(self, done: int) -> None:
         """Begin the live line, if there is a terminal to show it."""
         if self.quiet or not sys.stdout.isatty():
@@ -81,9 +90,11 @@ class Report:
         self.event("step", step=step, loss=loss, grad_norm=norm, lr=lr, tokens_per_s=rate, ms=ms)
         if self.quiet:
             return
-        share = rate * self.flops_per_token / self.peak_flops if self.peak_flops else 0
+        share = ""
+        if self.peak_flops:
+            share = f"  {rate * self.flops_per_token / self.peak_flops:.0%} of peak"
         memory = f"{self.used_bytes() / 2**20:,.0f} MiB"
-        figures = f"loss {loss:.4f}  {rate:,.0f} tokens/s  {share:.0%} of peak  {memory}"
+        figures = f"loss {loss:.4f}  {rate:,.0f} tokens/s{share}  {memory}"
         if self.live:
             self.live.update(self.task, completed=step, figures=figures)
         slow = ms > 2000
@@ -91,7 +102,7 @@ class Report:
             self.say(
                 f"step {step:5d}/{self.s.steps}   loss {loss:.4f}   norm {norm:7.3f}   lr "
                 f"{lr:.2e}   "
-                f"{ms:6.0f} ms   {rate:,.0f} tokens/s   {share:.0%} of peak"
+                f"{ms:6.0f} ms   {rate:,.0f} tokens/s {share}".rstrip()
             )
 
     def close(self) -> None:

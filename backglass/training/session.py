@@ -5,7 +5,6 @@ This is the machinery under the loop, and what tests and `bg.load(...).grads` us
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,24 +12,14 @@ from typing import Any
 import numpy as np
 
 from backglass.device import Device
-from backglass.errors import wrong_use
 from backglass.execute.capture import Capture
 from backglass.execute.eager import Eager
 from backglass.execute.memory import Memory
 from backglass.execute.run import Run
 from backglass.layout import Space
 from backglass.models import gpt2
-from backglass.program.plan import Plan
-from backglass.program.step import (
-    Tensors,
-    declare,
-    record_loss,
-    record_micro,
-    record_update,
-    run_micro,
-    run_update,
-)
-from backglass.training.fit import require_memory
+from backglass.program.step import Tensors, declare, run_micro, run_update
+from backglass.training.fit import budget_of, machine_of, require_memory
 from backglass.training.settings import Settings, learning_rate, parse_rungs
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -44,14 +33,12 @@ class Session:
         self.memory = device.memory()
         B, T = s.batch_size, s.seq_len
         self.t: Tensors = declare(gpt2, c, B, T, s.dtype, self.memory)
-        self.micro_program = record_micro(gpt2, c, B, T, s.dtype).validate()
-        self.update_program = record_update(gpt2, c, s.dtype).validate()
-        evaluated = dataclasses.replace(c, dropout=0.0)
-        self.loss_program = record_loss(gpt2, evaluated, B, T, s.dtype).validate()
-        self.plans = self._plan()
+        machine = machine_of(s, device)
+        self.budget = budget_of(s, c, machine)
+        self.plans = self.budget.plans
+        require_memory(s, c, device, self.budget, machine)
         spaces = (self.t.p, self.t.dp, self.t.m, self.t.v, self.t.master)
         groups = [space.flat for space in spaces if space]
-        require_memory(s, c, device, self.plans, sum(flat.nbytes for flat in groups))
         self.flats = {flat.name: self.memory.allocate(flat) for flat in groups}
         self._runs: dict[str, Callable[[], None]] = {}
 
@@ -84,30 +71,11 @@ class Session:
         """Run the program micro, update or loss."""
         self._runs[name]()
 
-    def _plan(self) -> dict[str, Plan]:
-        """All programs transformed as the settings say, and a place for every activation."""
-        fields = [f for f in self.s.recompute.split(",") if f]
-        try:
-            micro = self.micro_program.recompute(*fields) if fields else self.micro_program
-        except ValueError as error:
-            raise wrong_use(f"--recompute {self.s.recompute}: {error}") from None
-        programs = {
-            "micro": micro,
-            "update": self.update_program,
-            "loss": self.loss_program,
-        }
-        if self.s.fuse:
-            names = self.device.fusable()
-            programs = {
-                name: p.fuse(*names).validate() for name, p in programs.items() if names
-            } or programs
-        return {name: p.plan() for name, p in programs.items()}
-
     def bind(self) -> None:
         """Bind all programs, once; they share one arena and compile together."""
         if self._runs:
             return
-        self.memory.arena(max(p.peak for p in self.plans.values()))
+        self.memory.arena(self.budget.arena)
         placed = {name: p.placed() for name, p in self.plans.items()}
         self.device.prepare([c for p in placed.values() for c in p], self.memory)
         runs = {name: Run(p, self.device, self.memory) for name, p in placed.items()}

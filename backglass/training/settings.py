@@ -11,7 +11,7 @@ from typing import Any
 from backglass.errors import wrong_use
 from backglass.models import gpt2
 
-# device -> its dtypes, the first one taken if none is given; and who multiplies matrices
+# device -> its dtypes, the best first; and who multiplies matrices
 DTYPES = {
     "cpu": ("fp32",),
     "numpy": ("fp32", "fp64"),
@@ -99,7 +99,7 @@ class Settings:
                 f"got {self.device!r}"
             )
         if self.dtype == "auto":
-            object.__setattr__(self, "dtype", DTYPES[kind][0])
+            object.__setattr__(self, "dtype", best_dtype(self.device))
         if self.matmul == "auto":
             known = MATMULS.get(kind, ("own",))
             best = "cublaslt" if kind == "cuda" and self.dtype != "bf16" else known[0]
@@ -169,6 +169,17 @@ class Settings:
         if changes.get("device", self.device) != self.device:
             changes = {"dtype": "auto", "matmul": "auto", **changes}
         return dataclasses.replace(self, **changes)
+
+
+def best_dtype(device: str) -> str:
+    """What `--dtype auto` is: bf16 on a GPU, unless it is one without."""
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        from backglass.device.cuda import arch_of, dtypes_of
+
+        sm = arch_of(device)
+        return DTYPES[kind][0] if sm is None else dtypes_of(sm)[-1]
+    return DTYPES[kind][0]
 
 
 def learning_rate(s: Settings, step: int) -> float:

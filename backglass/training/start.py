@@ -64,7 +64,8 @@ def prepare(s: Settings, out: Path | None, resume: bool = False, at: Path | None
     on = device.get(s.device, **device_options(s))
     if on.name == "cuda" and s.dtype not in on.dtypes:
         raise wrong_use(
-            f"--dtype {s.dtype}: {s.device} has {', '.join(on.dtypes)}; add --dtype fp32"
+            f"--dtype {s.dtype}: {s.device} has {', '.join(on.dtypes)} (tensor cores for bf16 and "
+            f"tf32 came with Ampere); add --dtype fp32"
         )
     session = Session(c, s, on)
     start = Start(c, tok, loader.Loader(train_tokens, s.seq_len, s.seed), windows, session, State())
