@@ -65,7 +65,8 @@ def outcome(reading: Reading, progress: Callable[[int, int], None]) -> dict[str,
 
     try:
         bad = damaged_versions(reading)
-        agreed, diverged = replay(Trace(reading.folder), progress)
+        with Trace(reading.folder) as trace:
+            agreed, diverged = replay(trace, progress)
     except Stopped:
         raise
     except UserError as error:
