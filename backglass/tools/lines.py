@@ -64,6 +64,7 @@ PATHS: dict[str, tuple[str, int, tuple[str, ...]]] = {
         0,
         ("program/*.py", "execute/*.py", "ops/*/fused.py"),
     ),
+    "debugger": ("a step recorded, replayed, compared and shown", 0, ("debugger/*.py",)),
     "checks": ("gradient, kernel and model checks, planted bugs", 0, ("checks/*.py",)),
     "command line": (
         "commands and what they are made of, benchmarks",
