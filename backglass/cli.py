@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "Train",
     "generate": "Generate",
     "trace": "TraceCommand",
+    "studio": "Studio",
     "compare": "Compare",
     "check": "Check",
     "explain": "Explain",
