@@ -2,7 +2,7 @@
 
 import { useState } from "preact/hooks";
 
-import { axes, short } from "./format";
+import { axes, brief, count } from "./format";
 import { current, events, go, groups, inspect, shown } from "./state";
 import { stops, toggleStop } from "./breakpoints";
 import { route } from "./route";
@@ -31,12 +31,14 @@ function Title({ e }: { e: Event }) {
       <button class={`stop ${stop ? "set" : ""}`} aria-pressed={stop} onClick={() => toggleStop(e.k)}
         title="Breakpoint (b)" aria-label="Breakpoint" />
       <h1 data-testid="op">{e.op}</h1>
-      <span class={`phase ${e.phase}`}>{PHASES[e.phase]}</span>
-      <span class="muted">{groups.value[e.k]}</span>
       <span class="space" />
       {e.bad && <span class="badge bad">not finite</span>}
       <Twin e={e} />
-      <p class="call mono" data-testid="call">{e.text}</p>
+      <p class="call">
+        <span class={`phase ${e.phase}`}>{PHASES[e.phase]}</span>
+        {e.phase !== "update" && <b>{groups.value[e.k]}</b>}
+        <span class="mono" data-testid="call" title={e.text}>{e.text}</span>
+      </p>
     </div>
   );
 }
@@ -141,7 +143,9 @@ function Numbers({ v }: { v: Version }) {
       {SIX.map((name) => (
         <span key={name}>
           <i>{name === "norm" ? "‖·‖" : name}</i>
-          <span class="num" data-stat={name}>{short(v.statistics[name])}</span>
+          <span class="num" data-stat={name}>
+            {name === "zeros" ? count(v.statistics.zeros) : brief(v.statistics[name])}
+          </span>
         </span>
       ))}
     </span>

@@ -49,7 +49,7 @@ function ReferenceLine({ line }: { line: string }) {
       onMouseEnter={() => marks.length && (lit.value = marks[0])}
       onMouseLeave={() => (lit.value = null)}>
       <span class="gutter">{marks.join(",")}</span>
-      <span>{line.slice(0, cut)}<i class="comment">{line.slice(cut)}</i></span>
+      <span>{line.slice(0, cut)}<i class="tok-comment">{line.slice(cut)}</i></span>
     </div>
   );
 }
@@ -105,7 +105,7 @@ function KernelLine({ n, tokens, ran }: { n: number; tokens: [string, string][];
   return (
     <div class={`line ${ran ? "ran" : ""} ${on ? "lit" : ""}`} data-line={n}>
       <span class="gutter">{n}</span>
-      <span class="text">{tokens.map(([kind, text], i) => <span class={kind} key={i}>{text}</span>)}
+      <span class="text">{tokens.map(([kind, text], i) => <span class={`tok-${kind}`} key={i}>{text}</span>)}
       </span>
     </div>
   );

@@ -1,13 +1,23 @@
 /** Numbers and names as people read them. */
 
 /** Four significant digits, of constant width class: no jumping columns while stepping. */
-export function short(x: number | null | undefined): string {
+export function short(x: number | string | null | undefined): string {
   if (x === null || x === undefined) return "–";
+  if (typeof x === "string") return x; // JSON has no infinity: the server says it in words
   if (!Number.isFinite(x)) return Number.isNaN(x) ? "NaN" : x > 0 ? "∞" : "−∞";
   if (x === 0) return "0";
   const size = Math.abs(x);
   const text = size >= 1e5 || size < 1e-3 ? x.toExponential(2) : x.toPrecision(4);
   return text.replace("e+", "e").replaceAll("-", "−");
+}
+
+/** Three digits, for narrow columns; the inspector has more. */
+export function brief(x: number | string): string {
+  if (typeof x === "string" || !Number.isFinite(x) || x === 0) return short(x);
+  const size = Math.abs(x);
+  const text = size >= 1e5 || size < 1e-3 ? x.toExponential(1) : x.toPrecision(3);
+  return (text.includes("e") && size < 1e5 && size >= 1e3 ? x.toFixed(0) : text)
+    .replace("e+", "e").replaceAll("-", "−");
 }
 
 export const count = (n: number): string => n.toLocaleString("en-US");
@@ -57,5 +67,5 @@ export function visible(token: string): string {
 /** |a − b| in units of b. */
 export function gap(a: number, b: number): string {
   const ratio = Math.abs(a - b) / (Math.abs(b) || 1);
-  return ratio === 0 ? "0" : ratio.toExponential(0).replace("e", "e").replaceAll("-", "−");
+  return ratio === 0 ? "0" : ratio.toExponential(0).replaceAll("-", "−");
 }

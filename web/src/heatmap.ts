@@ -2,7 +2,7 @@
  * the numbers themselves.  A canvas, because a grid of elements cannot hold 38 million cells. */
 
 import * as api from "./api";
-import { badColour, css, darkBehind, paint, type Scale } from "./colour";
+import { badColour, darkBehind, paint, type Scale } from "./colour";
 import { short } from "./format";
 import type { Planes, Tile } from "./types";
 
@@ -27,6 +27,8 @@ export interface Subject {
   /** The rows shown: a slice by leading axes. */
   from: number;
   to: number;
+  /** How many leading axes are fixed. */
+  fixed: number;
   stored: boolean;
   pictured: boolean;
   plane: Plane;

@@ -85,7 +85,7 @@ function subjectOf(r: string, detail: VersionDetail, differenceTop: number): hea
   const top = difference ? differenceTop : Math.max(Math.abs(x.min), Math.abs(x.max));
   return {
     r, v: detail.id, before: difference ? detail.previous : null, rows, columns, from,
-    to: slice.length ? from + each : rows, stored: detail.stored, pictured: detail.pictured, plane,
+    to: slice.length ? from + each : rows, fixed: slice.length, stored: detail.stored, pictured: detail.pictured, plane,
     scale: { top: top || 1, root: rootScale.value },
   };
 }

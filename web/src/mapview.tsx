@@ -147,7 +147,8 @@ function rulers(
   c.fillStyle = getComputedStyle(c.canvas).getPropertyValue("--muted");
   c.textBaseline = "middle";
   c.textAlign = "right";
-  const rowStep = Math.max(1, Math.ceil(13 / v.sy));
+  const rowStep = round(13 / v.sy);
+  const free = s.fixed;
   const firstRow = Math.max(s.from, Math.floor(v.y));
   for (let row = Math.ceil(firstRow / rowStep) * rowStep; row < s.to; row += rowStep) {
     const y = (row + 0.5 - v.y) * v.sy;
@@ -155,10 +156,13 @@ function rulers(
     const index = unravel(detail.shape, row, 0);
     const token = rowStep === 1 || v.sy >= 11
       ? tokenAt(tokens, names.slice(0, last), index, names.lastIndexOf("T", last - 1)) : "";
-    const near = index.slice(0, last).slice(-2).join(",") || `${row}`;
+    const near = index.slice(free, last).slice(-3).join(",") || `${row}`;
     c.fillText(token ? `${token}  ${near}` : near, -7, y, MARGIN.left - 10);
   }
   columnRuler(d, s, v, names, tokens, unravel(detail.shape, s.from, 0));
+  c.textAlign = "left";
+  const rows = names.slice(free, last).map(letter).join(",");
+  c.fillText(`${rows && `${rows}↓ `}${letter(names[last] ?? "")}→`, -MARGIN.left + 2, -10, MARGIN.left - 12);
 }
 
 function columnRuler(
@@ -167,20 +171,25 @@ function columnRuler(
 ): void {
   const { context: c } = d;
   const last = names.length - 1;
-  const fixed = (route.value.sl?.length ?? 0) > 0 || names[last] !== "T";
+  const fixed = s.fixed > 0;
   const digits = `${s.columns}`.length * 7 + 14;
-  const step = Math.max(1, Math.ceil((v.sx >= 14 && fixed && tokens ? 14 : digits) / v.sx));
+  const worded = fixed && tokens && names[last] === "T" && v.sx >= 14;
+  const step = worded ? 1 : round(digits / v.sx);
   c.textAlign = "center";
   const first = Math.max(0, Math.floor(v.x));
   for (let k = Math.ceil(first / step) * step; k < s.columns; k += step) {
     const x = (k + 0.5 - v.x) * v.sx;
-    if (x > d.width) break;
+    if (x > d.width - 8) break;
     const at = index.with(last, k);
-    const token = fixed && names.length > 1 ? tokenAt(tokens, names, at, last) : "";
-    c.fillText(token && v.sx >= 14 ? token : `${k}`, x, -10);
+    c.fillText((worded && tokenAt(tokens, names, at, last)) || `${k}`, x, -10);
   }
-  c.textAlign = "left";
-  c.fillText(names.map(letter).join(","), -MARGIN.left + 2, -10, MARGIN.left - 14);
+}
+
+/** The next of 1, 2, 5, 10, 20, … */
+function round(x: number): number {
+  for (let unit = 1; ; unit *= 10) {
+    for (const n of [1, 2, 5]) if (n * unit >= x) return n * unit;
+  }
 }
 
 // ------------------------------------------------------------ pointer and keys

@@ -46,12 +46,25 @@ export function Maths() {
 
 function Formula({ title, text, now }: { title: string; text: string; now: boolean }) {
   if (!text.trim()) return null;
+  const [about, rest] = text.includes("\n\n") ? text.split(/\n\n([\s\S]*)/) : ["", text];
+  const lead = about && `, ${about[0].toLowerCase()}${about.slice(1)}`;
   return (
     <div class={`formula ${now ? "now" : ""}`}>
-      <h3>{title}</h3>
-      <pre>{dedent(text)}</pre>
+      <h3>{title}<span class="muted">{lead}</span></h3>
+      {dedent(rest).split(/\n{2,}/).map((part, i) => PROSE.test(part)
+        ? <p key={i}>{part}</p>
+        : <pre key={i}>{part.split("\n").map((line) => <Line line={line} />)}</pre>)}
     </div>
   );
+}
+
+/** A paragraph of words among formulas. */
+const PROSE = /^[A-Z][a-z]* [a-z]+/;
+
+/** Formulas that stand side by side may stand below each other, but are not broken. */
+function Line({ line }: { line: string }) {
+  const parts = line.trim().split(/ {3,}/);
+  return <div>{parts.map((part, i) => <span key={i}>{part}</span>)}</div>;
 }
 
 export interface Step {
@@ -60,16 +73,13 @@ export interface Step {
   formula: string;
 }
 
-/** “3  μ is a mean:      ∂μ/∂x_j = 1/C”: number, words and formula. */
+/** “μ is a mean: ∂μ/∂x_j = 1/C” is the words and the formula of a step; not every step has one. */
 export function stepOf(text: string, place: number): Step {
-  const numbered = /^\s*(\d+)[.)]?\s+([\s\S]*)$/.exec(text);
-  const body = (numbered ? numbered[2] : text).trim();
-  const parts = /^([\s\S]*?:)(?:\s{2,}|\s*\n\s*)([\s\S]*)$/.exec(body);
-  const plain = (x: string) => x.replace(/\s+/g, " ").trim();
+  const cut = text.lastIndexOf(": ") + 1;
+  const formula = text.slice(cut).trim();
+  const some = cut > 0 && /[=∝]/.test(formula);
   return {
-    number: numbered ? Number(numbered[1]) : place + 1,
-    words: plain(parts ? parts[1] : body),
-    formula: parts ? plain(parts[2]) : "",
+    number: place + 1, words: some ? text.slice(0, cut) : text, formula: some ? formula : "",
   };
 }
 

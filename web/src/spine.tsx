@@ -203,7 +203,7 @@ function Plus({ n }: { n: Node }) {
     <>
       <circle cx={SPINE} cy={n.y} r={8.5} />
       <path d={`M${SPINE - 4} ${n.y}h8M${SPINE} ${n.y - 4}v8`} />
-      <text class="out" x={SPINE + 16} y={n.y + 17}>{n.label}</text>
+      <text class="out" x={SPINE + 15} y={n.y - 5}>{n.label}</text>
     </>
   );
 }

@@ -192,19 +192,20 @@ function labels({ c, unit, colour }: Pen, list: Event[], places: Place[]): void 
   c.fillStyle = colour("muted");
   NAMES.forEach((name, lane) => c.fillText(name, 0, laneTop(lane) + LANE / 2));
   const all = groups.value.length === list.length ? groups.value : groupsOf(list);
-  let open = "";
+  const forward = list.filter((e) => e.phase === "forward");
+  const starts = forward.filter((e, i) => !i || all[e.k] !== all[forward[i - 1].k]);
   let free = 0;
-  for (const e of list.filter((e) => e.phase === "forward")) {
-    if (all[e.k] === open) continue;
-    open = all[e.k];
+  starts.forEach((e, i) => {
     const x = LABELS + places[e.k].x * unit;
+    const next = starts[i + 1] ? LABELS + places[starts[i + 1].k].x * unit : Infinity;
+    const end = x + c.measureText(all[e.k]).width + 10;
     c.fillStyle = colour("line");
     c.fillRect(Math.round(x) - 0.5, 2, 1, laneTop(1) + LANE - 2);
-    if (x < free) continue;
+    if (x < free || end > next) return;
     c.fillStyle = colour("muted");
-    c.fillText(open, x + 4, 7);
-    free = x + c.measureText(open).width + 10;
-  }
+    c.fillText(all[e.k], x + 4, 7);
+    free = end;
+  });
 }
 
 function cell({ c, unit, colour }: Pen, e: Event, p: Place): void {

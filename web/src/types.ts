@@ -127,7 +127,8 @@ export interface Histogram {
 
 export interface Source {
   lines: [string, string][][];
-  changed: boolean;
+  /** Whether today's file differs; null: there is none in the package. */
+  changed: boolean | null;
 }
 
 export interface Maths {
