@@ -86,7 +86,7 @@ function Listing({ source, first, last }: { source: Source; first: number; last:
   const box = useRef<HTMLDivElement>(null);
   useEffect(() => {
     const line = box.current?.children[first - 1] as HTMLElement | undefined;
-    if (box.current && line) box.current.scrollTop = line.offsetTop - 6;
+    if (box.current && line) box.current.scrollTop = line.offsetTop;
   }, [source, first]);
   return (
     <div class="lines" ref={box} tabIndex={0} role="region" aria-label="The kernel's source">

@@ -56,8 +56,11 @@ export function axes(dims: string[], shape: number[]): string[] {
   return shape.map((n, i) => (dims.length === shape.length ? dims[i] : `${n}`));
 }
 
-/** An index letter of an axis: T becomes t; a plain number stays unnamed. */
-export const letter = (dim: string): string => (/^\d/.test(dim) ? "i" : dim.toLowerCase());
+const LETTERS: Record<string, string> = { NH: "h", HS: "i", Vp: "v", P: "t", 3: "qkv" };
+
+/** The index letter of an axis: T becomes t, NH the head h. */
+export const letter = (dim: string): string =>
+  LETTERS[dim] ?? (/^\d/.test(dim) ? "i" : dim.toLowerCase());
 
 /** A token as it can be seen: spaces and line ends have signs. */
 export function visible(token: string): string {

@@ -171,13 +171,15 @@ export function draw(
   c.clearRect(0, 0, d.width, d.height);
   const box = rectangle(view, { r0: s.from, r1: s.to, c0: 0, c1: s.columns });
   c.save();
-  c.beginPath();
-  c.rect(...box);
-  c.clip();
+  for (const area of [[0, 0, d.width, d.height], box] as const) {
+    c.beginPath();
+    c.rect(...area);
+    c.clip();
+  }
   const wanted = pieces(s, view, d.width, d.height);
   const ready = wanted.map((p) => tileAt(s, p));
   const complete = ready.every(Boolean);
-  if (planes && !complete) overview(d, s, view, planes);
+  if (planes && !(s.stored && complete)) overview(d, s, view, planes);
   wanted.forEach((p, n) => ready[n] && piece(d, s, view, p, ...ready[n]!));
   if (view.sx >= ROUGH.width && view.sy >= ROUGH.height) text(d, s, view, exact);
   c.restore();

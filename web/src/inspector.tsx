@@ -1,12 +1,11 @@
 /** A tensor, closely: the heatmap down to its numbers, and everything known about it. */
 
 import { signal } from "@preact/signals";
-import { useEffect } from "preact/hooks";
 
 import * as api from "./api";
 import { Dims } from "./card";
 import { css, theme, type Scale } from "./colour";
-import { axes, letter, matrix, ravel, short, size, unravel, visible } from "./format";
+import { axes, count, letter, matrix, ravel, short, size, unravel, visible } from "./format";
 import * as heat from "./heatmap";
 import { Histogram } from "./histogram";
 import { MapView, moveTo, viewOf } from "./mapview";
@@ -44,7 +43,7 @@ function Open({ detail, planes }: { detail: VersionDetail; planes: Planes | null
   const value = useCell(r, detail, cursor);
   const spoken = `${indexWords(detail, cursor, tokens)}: ${value ?? "not stored"}`;
   return (
-    <section class="inspector" aria-label={`Tensor ${detail.tensor}`}>
+    <section class="inspector" data-version={detail.id} aria-label={`Tensor ${detail.tensor}`}>
       <Toolbar detail={detail} s={s} />
       <div class="look">
         {asTable.value && detail.stored
@@ -69,7 +68,7 @@ function sliceOf(detail: VersionDetail): number[] {
   const { sl, ix } = route.value;
   const fixable = Math.max(0, detail.shape.length - 2);
   if (sl) return sl.slice(0, fixable).map((n, i) => Math.max(0, Math.min(detail.shape[i] - 1, n)));
-  const square = detail.shape.length >= 4 && detail.dims.slice(-2).join() === "T,T";
+  const square = detail.stored && detail.shape.length >= 4 && detail.dims.slice(-2).join() === "T,T";
   return square ? detail.shape.slice(0, fixable).map((_, i) => ix?.[i] ?? 0) : [];
 }
 
@@ -259,7 +258,9 @@ function Readout({ detail, s, cursor, value, tokens }: Parameters<typeof Side>[0
   return (
     <div class="readout">
       <output class="num" data-testid="cell-value">{shown}</output>
-      {before !== null && <p class="muted num">before {before}</p>}
+      {before !== null && value !== null && (
+        <p class="muted num">Δ {short(Number(value) - Number(before))}, before {before}</p>
+      )}
       <p class="index" data-testid="cell-index">
         {names.map((name, i) => {
           const token = tokenAt(tokens, names, cursor, i) || vocabulary(i);
@@ -299,6 +300,8 @@ function Legend({ scale, signed }: { scale: Scale; signed: boolean }) {
 
 const FACTS = ["min", "max", "mean", "std", "norm", "zeros", "nans", "infs"] as const;
 
+const COUNTS = new Set<string>(["zeros", "nans", "infs"]);
+
 function Facts({ detail }: { detail: VersionDetail }) {
   const x = detail.statistics;
   return (
@@ -306,7 +309,7 @@ function Facts({ detail }: { detail: VersionDetail }) {
       {FACTS.map((name) => (
         <div key={name} class={(name === "nans" || name === "infs") && x[name] ? "bad" : ""}>
           <dt>{{ norm: "‖·‖", nans: "NaN", infs: "∞" }[name as string] ?? name}</dt>
-          <dd class="num" data-stat={name}>{short(x[name])}</dd>
+          <dd class="num" data-stat={name} title={String(x[name])}>{COUNTS.has(name) ? count(x[name]) : short(x[name])}</dd>
         </div>
       ))}
     </dl>
@@ -315,7 +318,6 @@ function Facts({ detail }: { detail: VersionDetail }) {
 
 function BadCells({ detail, s }: { detail: VersionDetail; s: heat.Subject }) {
   const { nans, infs } = detail.statistics;
-  useEffect(() => undefined, [detail.id]);
   if (!nans && !infs) return null;
   const jump = (index: number[]) => {
     const { row, column } = ravel(detail.shape, index);

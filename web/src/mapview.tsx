@@ -12,7 +12,7 @@ import { closeTensor } from "./state";
 import { tokenAt, type Tokens } from "./tokens";
 import type { Planes, VersionDetail } from "./types";
 
-export const MARGIN = { left: 78, top: 24 };
+export const MARGIN = { left: 78, top: 28 };
 
 /** Rises when a tile has come. */
 const arrived = signal(0);
@@ -162,7 +162,7 @@ function rulers(
   columnRuler(d, s, v, names, tokens, unravel(detail.shape, s.from, 0));
   c.textAlign = "left";
   const rows = names.slice(free, last).map(letter).join(",");
-  c.fillText(`${rows && `${rows}↓ `}${letter(names[last] ?? "")}→`, -MARGIN.left + 2, -10, MARGIN.left - 12);
+  c.fillText(`${rows && `${rows}↓ `}${letter(names[last] ?? "")}→`, -MARGIN.left + 2, -18, MARGIN.left - 12);
 }
 
 function columnRuler(
@@ -181,7 +181,7 @@ function columnRuler(
     const x = (k + 0.5 - v.x) * v.sx;
     if (x > d.width - 8) break;
     const at = index.with(last, k);
-    c.fillText((worded && tokenAt(tokens, names, at, last)) || `${k}`, x, -10);
+    c.fillText((worded && tokenAt(tokens, names, at, last)) || `${k}`, x, -11);
   }
 }
 

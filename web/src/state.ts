@@ -92,11 +92,21 @@ async function load(r: string, k: number): Promise<void> {
     const found = await fetchEvent(r, k, signal);
     if (signal.aborted) return;
     shown.value = found;
+    measure();
     await Promise.all([k + 1, k - 1].filter((n) => n >= 0 && n < events.value.length)
       .map((n) => fetchEvent(r, n, signal)));
   } catch (error) {
     fail(error);
   }
+}
+
+/** From the key to the picture, in the browser's performance log. */
+function measure(): void {
+  if (!performance.getEntriesByName("step", "mark").length) return;
+  requestAnimationFrame(() => setTimeout(() => {
+    performance.measure("step to paint", "step");
+    performance.clearMarks("step");
+  }));
 }
 
 async function fetchEvent(r: string, k: number, signal: AbortSignal): Promise<EventDetail> {

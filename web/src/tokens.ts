@@ -40,10 +40,11 @@ async function load(r: string, run: number): Promise<Tokens | null> {
   return found;
 }
 
-/** What an index along an axis means, if it is a token's place: the token. */
+/** What an index along an axis means: of a token's place the token, of qkv which of the three. */
 export function tokenAt(
   tokens: Tokens | null, dims: string[], index: number[], axis: number,
 ): string {
+  if (dims[axis] === "3") return "qkv"[index[axis]] ?? "";
   if (!tokens || dims[axis] !== "T") return "";
   const b = dims.indexOf("B");
   return tokens[b < 0 ? 0 : index[b]]?.[index[axis]] ?? "";
