@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
 from typing import Any
 
 from backglass.debugger.problem import Problem
 from backglass.debugger.reading import Reading
 from backglass.tools.catalogue import sentence
 
-PACKAGE = Path(__file__).parent.parent
 MATHS = re.compile(r"ops/\w+/maths\.py", re.ASCII)
 DOCSTRING = re.compile(r'\s*[rR]?"""(.*?)"""', re.DOTALL)
 FUNCTION = re.compile(r"^def (\w+)\(.*(?:\n(?:[ )].*)?)*", re.MULTILINE)
@@ -27,21 +25,14 @@ STEP = re.compile(r"^ {4,5}\d+  (.+(?:\n {8,}.+)*)", re.MULTILINE)
 
 def formulas(reading: Reading, call: str) -> dict[str, Any]:
     """Of the op that has this call: sentence, formulas, derivation, NumPy lines."""
-    recorded = reading.manifest.get("sources") is not None  # else it was cut off before that
-    names = reading.sources() if recorded else [str(p) for p in installed()]
-    for name in filter(MATHS.fullmatch, names):
-        source = reading.source(name) if recorded else (PACKAGE / name).read_bytes()
-        text = source.decode("utf-8", "replace").replace("\r\n", "\n")
+    for name in filter(MATHS.fullmatch, reading.sources()):
+        text = reading.source(name).decode("utf-8", "replace").replace("\r\n", "\n")
         functions = {f[1]: f[0].rstrip() for f in FUNCTION.finditer(text)}
         if call in functions:
             doc = DOCSTRING.match(text)
             numpy = "\n\n\n".join(functions.values())
             return described(inspect.cleandoc(doc[1]) if doc else "") | {"numpy": numpy}
     raise Problem(404, f"No op of this recording has a call {call!r}.")
-
-
-def installed() -> list[Path]:
-    return sorted(p.relative_to(PACKAGE) for p in PACKAGE.glob("ops/*/maths.py"))
 
 
 def described(doc: str) -> dict[str, Any]:

@@ -104,11 +104,22 @@ def matrix_of(reading: Reading, v: dict[str, Any], cache: Cache) -> Matrix:
         x = cache.get(("whole", *key), nbytes, lambda: from_checkpoint(reading, v, dtype))
         x = x.reshape(rows, columns)
         return made(lambda w: x[w[0] : w[1], w[2] : w[3]])
-    raise Problem(
-        404, f"{v['tensor']} (version {v['number']}) was not stored: the step was recorded at "
-        f"level {reading.manifest['level']}, which keeps statistics. Record it with `backglass "
-        f"trace RUN --step {reading.manifest['step']} --level 3`."
-    )  # fmt: skip
+    raise Problem(404, f"{v['tensor']} (version {v['number']}) {why_not_stored(reading, v)}")
+
+
+def why_not_stored(reading: Reading, v: dict[str, Any]) -> str:
+    m = reading.manifest
+    if v["event"] is None and v["kind"] in ("param", "state") and "checkpoint" in m["before"]:
+        return (
+            "is what the step began with. It is read from the checkpoint of the run around the "
+            "recording, which is not there, or not any more."
+        )
+    if m.get("left_out"):
+        return f"was not stored: --max-disk was reached, and {m['left_out']} tensors were left out."
+    return (
+        f"was not stored: the step was recorded at level {m['level']}, which keeps statistics. "
+        f"Record it with `backglass trace RUN --step {m['step']} --level 3`."
+    )
 
 
 def place(path: Path, key: str, nbytes: int) -> int:

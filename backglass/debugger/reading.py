@@ -20,17 +20,21 @@ from typing import Any
 
 from backglass.debugger.dims import dims_of
 from backglass.debugger.problem import Problem, damaged
-from backglass.debugger.store import FORMAT, STATISTICS
+from backglass.debugger.store import FORMAT, SCHEMA, STATISTICS
 from backglass.tools.found import read_json
 from backglass.view import DTYPES
 
 LARGEST_MANIFEST_BYTES = 8 << 20
 LARGEST_SOURCE_BYTES = 256 << 10
-LARGEST_CELL_BYTES = 1 << 20  # of the index: a text or blob
+LARGEST_ROW_BYTES = 64 << 10  # of the index
+LARGEST_TEXT = 16 << 10
+LARGEST_TEXTS = 64 << 20  # of all events
 MOST_EVENTS = 200_000
-MOST_OPERANDS = 20_000  # of one event
+MOST_OPERANDS = 5_000  # of one event
+MOST_VERSIONS = 1_000_000
 MOST_AXES = 8
 QUERY_SECONDS = 20
+HASH = re.compile(r"\w{1,64}", re.ASCII)  # it is sent in a header
 SOURCE_NAME = re.compile(r"\w+(/\w+)*\.py", re.ASCII)
 
 NUMBER, MAYBE = (int, float), (int, type(None))
@@ -62,17 +66,19 @@ class Reading:
     def __init__(self, folder: Path):
         self.folder, self.manifest = folder, manifest_of(folder)
         self.index, self.lock, self.until = plain(folder, "index.sqlite"), threading.Lock(), 0.0
-        uri = f"{self.index.absolute().as_uri()}?mode=ro"
         try:
+            uri = uri_of(self.index, self.manifest["complete"])
             self.db = sqlite3.connect(uri, uri=True, check_same_thread=False)
         except sqlite3.Error as error:
             raise damaged(self.index, error) from None
-        self.db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_CELL_BYTES)
+        self.db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_ROW_BYTES)
         self.db.set_progress_handler(lambda: time.monotonic() > self.until, 10_000)
         with self.asking() as db:
             db.execute("pragma trusted_schema = off")
-            require_tables(db)
-        if (count := self.count()) > MOST_EVENTS:
+            require_schema(db)
+            texts = "sum(length(phase) + length(op) + length(text) + length(model))"
+            count, length = db.execute(f"select count(*), {texts} from events").fetchone()
+        if count > MOST_EVENTS or (length or 0) > LARGEST_TEXTS:
             raise Problem(413, f"{self.index} has {count:,} events; {MOST_EVENTS:,} can be shown")
 
     @contextlib.contextmanager
@@ -106,8 +112,9 @@ class Reading:
             rows = [typed(row, EVENT) for row in found]
             for event, version, odd in db.execute(
                 "select o.event, v.id, v.nans + v.infs > 0 from operands o join versions v "
-                "on v.id = o.version where o.role = 'out' order by o.position desc"
-            ):
+                "on v.id = o.version where o.role = 'out' and o.event between 0 and ? "
+                "order by o.position desc", (MOST_EVENTS,),
+            ):  # fmt: skip
                 first[event], bad[event] = version, bool(odd) or bad.get(event, False)
         return [
             row | {"bad": bad.get(row["k"], False), "first": first.get(row["k"])} for row in rows
@@ -151,8 +158,9 @@ class Reading:
                 raise Problem(404, f"version {number}: the recording has no such version")
             v = typed(row, VERSION)
             shape, bad = json.loads(v.pop("shape")), json.loads(v.pop("bad"))
-        if not is_shape(shape) or v["dtype"] not in DTYPES or not isinstance(bad, list):
-            raise damaged(self.index, f"version {number} has no shape or dtype that can be")
+        sound = is_shape(shape) and v["dtype"] in DTYPES and isinstance(bad, list)
+        if not sound or not HASH.fullmatch(v["hash"]):
+            raise damaged(self.index, f"version {number} has no shape, dtype or hash that can be")
         in_file = bool(v.pop("in_file"))
         return v | {
             "shape": shape, "constant": bool(v["constant"]), "bad": bad,
@@ -199,7 +207,8 @@ class Reading:
         """A version for each tensor that is in a file."""
         with self.asking() as db:
             rows = db.execute(
-                "select min(v.id) from versions v join tensors using (hash) group by hash"
+                "select min(v.id) from versions v join tensors using (hash) group by hash limit ?",
+                (MOST_VERSIONS,),
             ).fetchall()
         return [number for (number,) in rows]
 
@@ -226,9 +235,7 @@ class Reading:
 
     def sources(self) -> list[str]:
         """The names of the source files that were copied into the recording."""
-        hashes = self.manifest.get("sources")
-        if hashes is None:
-            raise Problem(404, "This recording was cut off before the sources were copied into it.")
+        hashes = self.manifest.get("sources", {})
         if not isinstance(hashes, dict):
             raise damaged(self.folder / "manifest.json", "sources is no list of files")
         return [name for name in hashes if SOURCE_NAME.fullmatch(name)]
@@ -276,18 +283,24 @@ def plain(folder: Path, *names: str, file: bool = True) -> Path:
     return path
 
 
-def require_tables(db: sqlite3.Connection) -> None:
-    """Raises ValueError unless the index holds ordinary tables: a view would run foreign SQL."""
-    rows = db.execute("select type, name, sql from sqlite_master limit 100").fetchall()
-    wanted = {"events", "versions", "operands", "tensors"}
-    for kind, name, sql in rows:
-        ordinary = kind == "index" or (
-            kind == "table" and name in wanted and str(sql).lower().startswith("create table")
-        )
-        if not ordinary:
-            raise ValueError("it has other tables than a recording's index")
-    if missing := wanted - {name for kind, name, _ in rows if kind == "table"}:
-        raise ValueError(f"it lacks the table {min(missing)}")
+def uri_of(index: Path, complete: bool) -> str:
+    """To be opened for reading; of a recording that is complete, without any lock or file beside
+    it, so that it may lie where nobody can write."""
+    beside = [index.with_name(index.name + end) for end in ("-wal", "-shm", "-journal")]
+    if any(path.is_symlink() for path in beside):
+        raise Problem(422, f"there are symbolic links beside {index}, which are not followed")
+    alone = complete and not beside[0].exists()
+    return f"{index.absolute().as_uri()}?mode=ro{'&immutable=1' * alone}"
+
+
+def require_schema(db: sqlite3.Connection) -> None:
+    """Raises ValueError unless the tables are exactly those that are written: a view, a trigger or
+    a computed column would run foreign SQL."""
+    sql = "select type, name, sql from sqlite_master order by name limit 100"
+    with contextlib.closing(sqlite3.connect(":memory:")) as own:
+        own.executescript(SCHEMA)
+        if db.execute(sql).fetchall() != own.execute(sql).fetchall():
+            raise ValueError("its tables are not those of a recording")
 
 
 def typed(row: tuple, kinds: dict[str, Any]) -> dict[str, Any]:
@@ -296,6 +309,8 @@ def typed(row: tuple, kinds: dict[str, Any]) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(found[key], kind):
             raise ValueError(f"{key} is a {type(found[key]).__name__}")
+        if kind is str and len(found[key]) > LARGEST_TEXT:
+            raise ValueError(f"{key} has {len(found[key]):,} characters")
     return found
 
 

@@ -64,6 +64,7 @@ def app(studio: Studio, port: int, token: str) -> Guard:
         routes=[Route(path, handler, methods=[method]) for method, path, handler in ROUTES],
         exception_handlers={kind: told for kind in (UserError, OSError, HTTPException, Exception)},
     )
+    made.router.redirect_slashes = False
     made.state.studio = studio
     return Guard(made, port, token)
 
@@ -256,8 +257,8 @@ def serve(root: Path, port: int, read_only: bool, ready: Callable[[str], None]) 
     with listen(port) as at:
         port = at.getsockname()[1]
         server = server_of(app(studio, port, token))
-        ready(f"http://127.0.0.1:{port}/#token={token}")
         with contextlib.suppress(KeyboardInterrupt):  # raised by uvicorn when it has shut down
+            ready(f"http://127.0.0.1:{port}/#token={token}")
             server.run(sockets=[at])
 
 

@@ -17,6 +17,7 @@ from backglass.debugger.reading import Reading
 from backglass.errors import UserError
 
 BAND_NUMBERS = 1 << 21  # hashed in one go, at most
+MOST_NAMED = 1000  # damaged versions
 
 
 class Stopped(Exception):
@@ -76,8 +77,10 @@ def outcome(reading: Reading, progress: Callable[[int, int], None]) -> dict[str,
 
 def damaged_versions(reading: Reading) -> list[dict[str, Any]]:
     """Those whose stored bytes do not have the hash they had."""
-    found = []
+    found: list[dict[str, Any]] = []
     for number in reading.stored():
+        if len(found) == MOST_NAMED:
+            break
         v = reading.version(number)
         with contextlib.suppress(Problem):
             if v["constant"] or digest(reading, v) == v["hash"]:
