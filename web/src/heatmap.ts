@@ -171,7 +171,8 @@ export function draw(
   c.clearRect(0, 0, d.width, d.height);
   const box = rectangle(view, { r0: s.from, r1: s.to, c0: 0, c1: s.columns });
   c.save();
-  for (const area of [[0, 0, d.width, d.height], box] as const) {
+  const inside: [number, number, number, number] = [0, 0, d.width, d.height];
+  for (const area of [inside, box]) {
     c.beginPath();
     c.rect(...area);
     c.clip();
