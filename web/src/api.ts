@@ -1,0 +1,178 @@
+/** Every request of the page: same origin, with the token, cached where the answer cannot change. */
+
+import type {
+  EventDetail, Histogram, Maths, Planes, Recording, Run, Source, Tile, Verdict, VersionDetail,
+} from "./types";
+
+const TOKEN_KEY = "backglass-token";
+
+export class ApiError extends Error {
+  constructor(readonly status: number, message: string) {
+    super(message);
+  }
+}
+
+/** Move the token from the address to this tab's storage, so that it is not copied with a link. */
+export function takeToken(): void {
+  const match = /^#token=([\w-]+)/.exec(location.hash);
+  if (!match) return;
+  setToken(match[1]);
+  history.replaceState(null, "", location.pathname + "#/");
+}
+
+export function setToken(token: string): void {
+  sessionStorage.setItem(TOKEN_KEY, token);
+}
+
+async function request(path: string, init: RequestInit = {}): Promise<Response> {
+  const headers = { "X-Backglass-Token": sessionStorage.getItem(TOKEN_KEY) ?? "" };
+  let answer: Response;
+  try {
+    answer = await fetch(`/api/${path}`, { ...init, headers });
+  } catch (error) {
+    if (aborted(error)) throw error;
+    throw new ApiError(0, "The studio's server does not answer. Start `backglass studio` again.");
+  }
+  if (answer.ok) return answer;
+  const body = await answer.json().catch(() => ({}));
+  throw new ApiError(answer.status, String(body.error ?? answer.statusText));
+}
+
+export function aborted(error: unknown): boolean {
+  return error instanceof DOMException && error.name === "AbortError";
+}
+
+const cache = new Map<string, { value: unknown; bytes: number }>();
+const CACHE_BYTES = 96 << 20;
+let held = 0;
+
+function keep(key: string, value: unknown, bytes: number): void {
+  cache.set(key, { value, bytes });
+  held += bytes;
+  for (const [oldest, entry] of cache) {
+    if (held <= CACHE_BYTES) break;
+    cache.delete(oldest);
+    held -= entry.bytes;
+  }
+}
+
+/** What the cache holds, as the most recently used; undefined if it must be fetched. */
+function peek<T>(key: string): T | undefined {
+  const entry = cache.get(key);
+  if (!entry) return undefined;
+  cache.delete(key);
+  cache.set(key, entry);
+  return entry.value as T;
+}
+
+async function cached<T>(
+  path: string, decode: (answer: Response) => Promise<[T, number]>, signal?: AbortSignal,
+): Promise<T> {
+  const had = peek<T>(path);
+  if (had !== undefined) return had;
+  const [value, bytes] = await decode(await request(path, { signal }));
+  if (!cache.has(path)) keep(path, value, bytes);
+  return value;
+}
+
+async function asJson<T>(answer: Response): Promise<[T, number]> {
+  const text = await answer.text();
+  return [JSON.parse(text) as T, 2 * text.length];
+}
+
+async function asPicture(answer: Response): Promise<[Planes, number]> {
+  const octets = await answer.arrayBuffer();
+  const [down, across] = new Uint32Array(octets, 0, 2);
+  return [planesOf(octets, 8, down, across), octets.byteLength];
+}
+
+async function asTile(answer: Response): Promise<[Tile, number]> {
+  const octets = await answer.arrayBuffer();
+  const [planes, height, width] = new Uint32Array(octets, 0, 3);
+  const tile = planes === 1
+    ? { height, width, values: new Float32Array(octets, 12, height * width), planes: null }
+    : { height, width, values: null, planes: planesOf(octets, 12, height, width) };
+  return [tile, octets.byteLength];
+}
+
+function planesOf(octets: ArrayBuffer, start: number, down: number, across: number): Planes {
+  const n = down * across;
+  const [min, max, mean, bad] =
+    [0, 1, 2, 3].map((i) => new Float32Array(octets, start + 4 * n * i, n));
+  return { down, across, min, max, mean, bad };
+}
+
+const of = (r: string) => `recordings/${encodeURIComponent(r)}`;
+
+/** Names of source files keep their slashes. */
+const named = (name: string) => name.split("/").map(encodeURIComponent).join("/");
+
+export const runs = async (): Promise<Run[]> => (await request("runs")).json();
+
+export const recording = async (r: string): Promise<Recording> => (await request(of(r))).json();
+
+export const event = (r: string, k: number, signal?: AbortSignal) =>
+  cached(`${of(r)}/events/${k}`, asJson<EventDetail>, signal);
+
+export const heldEvent = (r: string, k: number) => peek<EventDetail>(`${of(r)}/events/${k}`);
+
+export const version = (r: string, v: number, signal?: AbortSignal) =>
+  cached(`${of(r)}/versions/${v}`, asJson<VersionDetail>, signal);
+
+export const picture = (r: string, v: number, signal?: AbortSignal) =>
+  cached(`${of(r)}/versions/${v}/picture`, asPicture, signal);
+
+export const heldPicture = (r: string, v: number) =>
+  peek<Planes>(`${of(r)}/versions/${v}/picture`);
+
+export const histogram = (r: string, v: number, signal?: AbortSignal) =>
+  cached(`${of(r)}/versions/${v}/histogram`, asJson<Histogram>, signal);
+
+const tilePath = (r: string, v: number, level: number, i: number, j: number) =>
+  `${of(r)}/versions/${v}/tile?level=${level}&i=${i}&j=${j}`;
+
+export const tile = (
+  r: string, v: number, level: number, i: number, j: number, signal?: AbortSignal,
+) => cached(tilePath(r, v, level, i, j), asTile, signal);
+
+export const heldTile = (r: string, v: number, level: number, i: number, j: number) =>
+  peek<Tile>(tilePath(r, v, level, i, j));
+
+/** Exact numbers, as text that reads back as the same bits. */
+export const cells = async (
+  r: string, v: number, row: number, column: number, height: number, width: number,
+  signal?: AbortSignal,
+): Promise<string[][]> => {
+  const where = `row=${row}&column=${column}&height=${height}&width=${width}`;
+  const path = `${of(r)}/versions/${v}/cells?${where}`;
+  return (await cached(path, asJson<{ values: string[][] }>, signal)).values;
+};
+
+export const source = (r: string, name: string, signal?: AbortSignal) =>
+  cached(`${of(r)}/source/${named(name)}`, asJson<Source>, signal);
+
+export const maths = (r: string, op: string, signal?: AbortSignal) =>
+  cached(`${of(r)}/maths/${encodeURIComponent(op)}`, asJson<Maths>, signal);
+
+/** Do the step again on the server; tells how far it is, returns what was found. */
+export async function verify(
+  r: string, progress: (done: number, total: number) => void,
+): Promise<Verdict> {
+  const answer = await request(`${of(r)}/verify`, { method: "POST" });
+  const reader = answer.body!.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let last: Record<string, unknown> = {};
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) break;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines.filter(Boolean)) {
+      last = JSON.parse(line);
+      if ("total" in last) progress(Number(last.done), Number(last.total));
+    }
+  }
+  if ("error" in last) throw new ApiError(500, String(last.error));
+  if (!("agreed" in last)) throw new ApiError(0, "The verification broke off before its end.");
+  return last as unknown as Verdict;
+}

@@ -1,0 +1,56 @@
+import { Card } from "./card";
+import { Code } from "./code";
+import { Condition, Help } from "./dialogs";
+import { Header } from "./header";
+import { Inspector } from "./inspector";
+import { Maths } from "./maths";
+import { Palette } from "./palette";
+import { Failure, Picker } from "./picker";
+import { route } from "./route";
+import { current, failure, panes, recording } from "./state";
+import { Spine } from "./spine";
+import { Transport } from "./transport";
+
+export function App() {
+  if (failure.value && !recording.value) return <Failure error={failure.value} />;
+  if (route.value.r === null) return <><Header /><Picker /><Overlays /></>;
+  if (!recording.value) return <><Header /><main class="quiet" aria-busy="true" /></>;
+  return (
+    <>
+      <Header />
+      <main class={`stage panes-${panes.value} ${route.value.t === null ? "" : "inspecting"}`}>
+        <Spine />
+        {current.value === null ? <NoEvents /> : route.value.t === null ? <Event /> : <Inspector />}
+      </main>
+      <Transport />
+      {failure.value && <Banner />}
+      <Overlays />
+    </>
+  );
+}
+
+function Event() {
+  return <><Card /><Maths /><Code /></>;
+}
+
+function NoEvents() {
+  return (
+    <section class="empty-state">
+      <h2>Nothing was recorded yet</h2>
+      <p>The recording was stopped before its first event. Record the step again.</p>
+    </section>
+  );
+}
+
+function Banner() {
+  return (
+    <div class="banner" role="alert">
+      <p>{failure.value!.message}</p>
+      <button onClick={() => (failure.value = null)}>Dismiss</button>
+    </div>
+  );
+}
+
+function Overlays() {
+  return <><Palette /><Help /><Condition /></>;
+}

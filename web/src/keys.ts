@@ -1,0 +1,112 @@
+/** Everything by keyboard.  Keys are single letters, so they can be switched off. */
+
+import { signal } from "@preact/signals";
+
+import { proceed, stopSearching, toggleStop } from "./breakpoints";
+import { exportMoment } from "./export";
+import { route } from "./route";
+import { toggleTheme } from "./colour";
+import {
+  at, bad, closeTensor, current, events, fail, go, inspect, layer, openRecording, overlay, panes,
+  playing, say, twin, verify, versionStep, type Panes,
+} from "./state";
+import { settle } from "./route";
+
+export const keysOn = signal(localStorage.getItem("keys") !== "off");
+
+export function toggleKeys(): void {
+  keysOn.value = !keysOn.value;
+  localStorage.setItem("keys", keysOn.value ? "on" : "off");
+}
+
+export interface Action {
+  name: string;
+  keys: string[];
+  act: () => void;
+}
+
+const pane = (which: Panes) => () => {
+  panes.value = panes.value === which ? "both" : which;
+  if (route.value.t !== null) closeTensor();
+};
+
+const continueTo = (direction: 1 | -1) => () => void proceed(direction).catch(fail);
+
+/** The names of keys are KeyboardEvent.key, with Shift+ where a letter or an arrow wants it. */
+export const ACTIONS: Action[] = [
+  { name: "Next event", keys: ["ArrowRight", "l"], act: () => go(at.value + 1) },
+  { name: "Previous event", keys: ["ArrowLeft", "h"], act: () => go(at.value - 1) },
+  { name: "Next part of the model", keys: ["Shift+ArrowRight", "Shift+ArrowDown"],
+    act: () => layer(1) },
+  { name: "Previous part of the model", keys: ["Shift+ArrowLeft", "Shift+ArrowUp"],
+    act: () => layer(-1) },
+  { name: "First event", keys: ["Home"], act: () => go(0) },
+  { name: "Last event", keys: ["End"], act: () => go(events.value.length - 1) },
+  { name: "Twin: between forward and backward", keys: ["t"], act: twin },
+  { name: "Version of the tensor before", keys: ["["], act: () => void versionStep(-1) },
+  { name: "Next version of the tensor", keys: ["]"], act: () => void versionStep(1) },
+  { name: "Look into the first output", keys: ["i"],
+    act: () => current.value && inspect(current.value.first) },
+  { name: "Play or pause", keys: [" "], act: () => (playing.value = !playing.value) },
+  { name: "Breakpoint here", keys: ["b"], act: () => toggleStop(at.value) },
+  { name: "Breakpoint on a condition …", keys: ["Shift+B"],
+    act: () => (overlay.value = "condition") },
+  { name: "Continue to the next breakpoint", keys: ["c"], act: continueTo(1) },
+  { name: "Continue backwards in time", keys: ["Shift+C"], act: continueTo(-1) },
+  { name: "Next event that is not finite", keys: ["n"], act: () => bad(1) },
+  { name: "Previous event that is not finite", keys: ["Shift+N"], act: () => bad(-1) },
+  { name: "Maths alone, or beside the code", keys: ["m"], act: pane("math") },
+  { name: "Code alone, or beside the maths", keys: ["s"], act: pane("code") },
+  { name: "Verify: do the step again and compare every hash", keys: ["v"],
+    act: () => void verify() },
+  { name: "Copy a link to this moment", keys: ["y"], act: () => void copyLink() },
+  { name: "Export this moment as one HTML file", keys: ["x"], act: () => void exportMoment() },
+  { name: "Search", keys: ["/", "Ctrl+k"], act: () => (overlay.value = "palette") },
+  { name: "Keys", keys: ["?"], act: () => (overlay.value = "help") },
+  { name: "Light or dark", keys: [], act: toggleTheme },
+  { name: "Switch single-letter keys off or on", keys: [], act: toggleKeys },
+  { name: "All recordings", keys: [], act: () => openRecording(null) },
+];
+
+async function copyLink(): Promise<void> {
+  await navigator.clipboard.writeText(settle()).then(
+    () => say("link copied; it works in a tab that has the token"),
+    () => say("the browser does not allow copying; the address bar has the link"));
+}
+
+/** How a pressed key is called above. */
+function nameOf(e: KeyboardEvent): string {
+  const key = e.key.length === 1 && e.shiftKey && /[a-z]/i.test(e.key)
+    ? `Shift+${e.key.toUpperCase()}` : e.key.startsWith("Arrow") && e.shiftKey
+      ? `Shift+${e.key}` : e.key;
+  return e.ctrlKey || e.metaKey ? `Ctrl+${e.key.toLowerCase()}` : key;
+}
+
+const typing = (e: KeyboardEvent): boolean =>
+  e.target instanceof HTMLElement && e.target.matches("input, select, textarea");
+
+/** Space and Enter press the button that has the focus; they are not ours then. */
+const pressing = (e: KeyboardEvent): boolean =>
+  (e.key === " " || e.key === "Enter") && e.target instanceof HTMLElement
+  && e.target.matches("button, [role=button]") && !e.target.matches(".play");
+
+export function listenKeys(): void {
+  addEventListener("keydown", (e) => {
+    if (e.key === "Escape") return escape();
+    if (overlay.value !== "none" || typing(e) || pressing(e) || e.altKey) return;
+    const name = nameOf(e);
+    if (!keysOn.value && name.length === 1) return;
+    if (!events.value.length && name !== "?") return;
+    const action = ACTIONS.find((a) => a.keys.includes(name));
+    if (!action) return;
+    e.preventDefault();
+    action.act();
+  });
+}
+
+function escape(): void {
+  stopSearching();
+  playing.value = false;
+  if (overlay.value !== "none") overlay.value = "none";
+  else if (route.value.t !== null) closeTensor();
+}

@@ -1,0 +1,85 @@
+/** The address of everything: #/r/RECORDING/e/EVENT/t/VERSION?ix=0,3,7&sl=0&p=mean&z=… */
+
+import { signal } from "@preact/signals";
+
+export interface Route {
+  r: string | null;
+  e: number;
+  t: number | null;
+  /** The cell under the cursor, one number an axis. */
+  ix: number[] | null;
+  /** Fixed leading axes; null: what suits the tensor. */
+  sl: number[] | null;
+  plane: string;
+  /** Zoom and place of the heatmap: x, y, sx, sy. */
+  z: number[] | null;
+}
+
+const EMPTY: Route = { r: null, e: 0, t: null, ix: null, sl: null, plane: "mean", z: null };
+
+export const route = signal<Route>(EMPTY);
+
+const numbers = (text: string | null): number[] | null => {
+  const found = text ? text.split(",").map(Number) : [];
+  return found.length && found.every(Number.isFinite) ? found : null;
+};
+
+export function parse(hash: string): Route {
+  const [path, query] = hash.replace(/^#/, "").split("?", 2);
+  const parts = path.split("/").filter(Boolean);
+  const found: Record<string, string> = {};
+  for (let i = 0; i + 1 < parts.length; i += 2) found[parts[i]] = parts[i + 1];
+  const asked = new URLSearchParams(query ?? "");
+  const whole = (text?: string) => (/^\d+$/.test(text ?? "") ? Number(text) : null);
+  return {
+    r: found.r ? decodeURIComponent(found.r) : null,
+    e: whole(found.e) ?? 0,
+    t: whole(found.t),
+    ix: numbers(asked.get("ix")),
+    sl: asked.get("sl") === "" ? [] : numbers(asked.get("sl")),
+    plane: asked.get("p") ?? "mean",
+    z: numbers(asked.get("z")),
+  };
+}
+
+export function format(x: Route): string {
+  if (x.r === null) return "#/";
+  let text = `#/r/${encodeURIComponent(x.r)}/e/${x.e}`;
+  if (x.t === null) return text;
+  text += `/t/${x.t}`;
+  const asked: string[] = [];
+  if (x.ix) asked.push(`ix=${x.ix.join(",")}`);
+  if (x.sl) asked.push(`sl=${x.sl.join(",")}`);
+  if (x.plane !== "mean") asked.push(`p=${x.plane}`);
+  if (x.z) asked.push(`z=${x.z.map((n) => +n.toPrecision(6)).join(",")}`);
+  return asked.length ? `${text}?${asked.join("&")}` : text;
+}
+
+/** Browsers refuse many address changes a second; the address follows when the hand rests. */
+const SETTLE_MS = 150;
+let timer = 0;
+
+export function navigate(change: Partial<Route>): void {
+  route.value = { ...route.value, ...change };
+  clearTimeout(timer);
+  timer = window.setTimeout(write, SETTLE_MS);
+}
+
+function write(): void {
+  const hash = format(route.value);
+  if (hash !== location.hash) history.replaceState(null, "", location.pathname + hash);
+}
+
+/** For a link to be copied at once. */
+export function settle(): string {
+  clearTimeout(timer);
+  write();
+  return location.href;
+}
+
+export function listen(): void {
+  route.value = parse(location.hash);
+  write();
+  addEventListener("hashchange", () => (route.value = parse(location.hash)));
+  addEventListener("pagehide", write);
+}
