@@ -15,7 +15,7 @@ export function Card() {
   const detail = shown.value;
   const e = current.value!;
   return (
-    <section class={`card ${e.phase}`} aria-label="Event">
+    <section class={`card ${e.phase}`} aria-label="Event" data-shown={detail?.k}>
       <Title e={e} />
       {detail && <Operands detail={detail} role="in" title="reads" />}
       {detail && <Strip detail={detail} />}

@@ -66,7 +66,7 @@ function Kernel({ e }: { e: EventDetail }) {
   const source = useFetched<Source>(
     (signal) => api.source(r, e.kernel, signal), `${r} ${e.kernel}`);
   return (
-    <div class="kernel">
+    <div class="kernel" data-op={e.op}>
       <h3>
         Ran <span class="mono path">{e.kernel}</span>
         <span class="muted num">{e.first_line}–{e.last_line}</span>

@@ -68,7 +68,8 @@ export function visible(token: string): string {
 }
 
 /** |a − b| in units of b. */
-export function gap(a: number, b: number): string {
+export function gap(a: number | string, b: number | string): string {
+  if (typeof a === "string" || typeof b === "string") return a === b ? "0" : "?";
   const ratio = Math.abs(a - b) / (Math.abs(b) || 1);
   return ratio === 0 ? "0" : ratio.toExponential(0).replaceAll("-", "−");
 }

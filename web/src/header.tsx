@@ -1,7 +1,7 @@
 import { useState } from "preact/hooks";
 
 import { theme, toggleTheme } from "./colour";
-import { count, gap } from "./format";
+import { count, gap, short } from "./format";
 import {
   openRecording, overlay, recording, runs, verification, verify, type Verification,
 } from "./state";
@@ -54,8 +54,8 @@ function Where({ m }: { m: Manifest }) {
       </select>
       <span class="facts">
         {m.device} · {m.dtype}
-        {m.loss !== undefined && <> · loss <b>{m.loss.toFixed(4)}</b></>}
-        {m.grad_norm !== undefined && <> · ‖g‖ <b>{m.grad_norm.toPrecision(4)}</b></>}
+        {m.loss !== undefined && <> · loss <b>{short(m.loss)}</b></>}
+        {m.grad_norm !== undefined && <> · ‖g‖ <b>{short(m.grad_norm)}</b></>}
       </span>
       {!m.complete && <span class="badge warn">cut off</span>}
     </>

@@ -84,7 +84,8 @@ interface Area {
 
 function seen(s: Subject, v: View, width: number, height: number): Area {
   return {
-    r0: Math.max(s.from, Math.floor(v.y)), r1: Math.min(s.to, Math.ceil(v.y + height / v.sy)),
+    r0: Math.max(s.from, Math.floor(v.y)),
+    r1: Math.min(s.to, s.rows, Math.ceil(v.y + height / v.sy)),
     c0: Math.max(0, Math.floor(v.x)), c1: Math.min(s.columns, Math.ceil(v.x + width / v.sx)),
   };
 }

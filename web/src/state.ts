@@ -102,8 +102,8 @@ async function load(r: string, k: number): Promise<void> {
 
 /** From the key to the picture, in the browser's performance log. */
 function measure(): void {
-  if (!performance.getEntriesByName("step", "mark").length) return;
   requestAnimationFrame(() => setTimeout(() => {
+    if (!performance.getEntriesByName("step", "mark").length) return; // not a step, or measured
     performance.measure("step to paint", "step");
     performance.clearMarks("step");
   }));

@@ -40,8 +40,8 @@ export interface Own {
   attention: string;
   fused: string[];
   recompute: string;
-  loss: number;
-  grad_norm: number;
+  loss: number | string; // not finite: a word
+  grad_norm: number | string;
 }
 
 export interface Manifest {
@@ -54,8 +54,8 @@ export interface Manifest {
   config: Record<string, number | string>;
   events: number;
   runs: number;
-  loss?: number;
-  grad_norm?: number;
+  loss?: number | string;
+  grad_norm?: number | string;
   own?: Own;
   sources?: Record<string, string>;
   left_out: number;

@@ -1,0 +1,195 @@
+"""For the tests of the studio's page: recordings, the real server and page, and a browser.
+
+What is expected is read from the recording's files with sqlite3 and safetensors, or computed; never
+asked from the server.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from backglass.debugger import server
+from backglass.debugger.record import Wanted, note_own, record_step
+from backglass.debugger.replay import before_step
+from backglass.debugger.shelf import Shelf, id_of
+from backglass.training.settings import Settings
+
+TOKEN = "the-token-of-these-tests"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+SMALL = Settings(
+    layers=2, heads=2, channels=32, seq_len=16, batch_size=2, total_batch_tokens=64, steps=6,
+    warmup_steps=2, val_every=0, val_batches=1, schedule_steps=6, device="numpy",
+)  # fmt: skip
+
+
+def record(folder: Path, step: int = 1, level: int = 3, plant=lambda session: None) -> Path:
+    """A step of two micro-batches, recorded; plant: what to do to the session before."""
+    before = before_step(SMALL, None, step)
+    session = before.start.session
+    plant(session)
+    record_step(
+        session, before.batches, before.step, folder, Wanted(level), before.start.tokenizer,
+        before.origin,
+    )  # fmt: skip
+    loss = session.gradients(before.batches, before.step)
+    note_own(folder, session, loss, session.update(before.step)[0])
+    return folder
+
+
+class Files:
+    """A recording as it is on disk."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.id = folder, id_of(folder.resolve())
+        self.manifest = json.loads((folder / "manifest.json").read_text())
+        with contextlib.closing(sqlite3.connect(folder / "index.sqlite")) as db:
+            db.row_factory = sqlite3.Row
+            self.events = [dict(r) for r in db.execute("select * from events order by k")]
+            self.versions = {r["id"]: dict(r) for r in db.execute("select * from versions")}
+            self.operands = [dict(r) for r in db.execute("select * from operands")]
+        parts = [load_file(p) for p in sorted((folder / "t").glob("*.safetensors"))]
+        self.tensors = {k: x for part in parts for k, x in part.items()}
+
+    def values(self, version: dict) -> np.ndarray:
+        shape = json.loads(version["shape"])
+        if version["constant"]:
+            return np.full(shape, version["min"], np.float32)
+        found = self.tensors[version["hash"]]
+        if version["dtype"] == "bf16":
+            found = found.view(ml_dtypes.bfloat16)
+        return found.reshape(shape)
+
+    def has(self, version: dict) -> bool:
+        return bool(version["constant"]) or version["hash"] in self.tensors
+
+    def named(self, tensor: str) -> list[dict]:
+        found = [v for v in self.versions.values() if v["tensor"] == tensor]
+        return sorted(found, key=lambda v: v["number"])
+
+
+@contextlib.contextmanager
+def serving(root: Path, read_only: bool = False):
+    """The address of a server of `root` with the committed page, without its token."""
+    with server.listen(0) as at:
+        port = at.getsockname()[1]
+        studio = server.Studio(Shelf(root), server.STATIC, read_only)
+        running = server.server_of(server.app(studio, port, TOKEN))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [at]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+@contextlib.contextmanager
+def chromium():
+    """A browser; skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium on the path")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Studio:
+    """The page in a tab, by what a person sees of it; what it asked for and complained about."""
+
+    page: object
+    address: str
+    asked: list[str]
+    complaints: list[str]
+
+    def open(self, link: str = "#/") -> None:
+        """In a tab that has the token."""
+        self.page.goto(f"{self.address}#token={TOKEN}")
+        self.until("!location.hash.includes('token')")
+        if link != "#/":
+            self.go(link)
+
+    def go(self, link: str) -> None:
+        self.page.evaluate("link => { location.hash = link }", link)
+
+    def event(self, files: Files, k: int) -> None:
+        self.go(f"#/r/{files.id}/e/{k}")
+        self.page.wait_for_selector(f".card[data-shown='{k}']")
+
+    def tensor(self, files: Files, k: int, version: int, query: str = "") -> None:
+        self.go(f"#/r/{files.id}/e/{k}/t/{version}{query}")
+        self.page.wait_for_selector(f".inspector[data-version='{version}']")
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def type(self, text: str) -> None:
+        """Into the field that the last key has opened."""
+        self.page.locator("input:focus").wait_for()
+        self.page.keyboard.type(text)
+
+    def text(self, name: str) -> str:
+        return self.page.get_by_test_id(name).inner_text()
+
+    def position(self) -> int:
+        return int(self.text("position").split("/")[0])
+
+    def arrived(self, k: int) -> None:
+        """Wait until the numbers of event k are there."""
+        self.page.wait_for_selector(f".card[data-shown='{k}']")
+        assert self.position() == k
+
+    def cell(self) -> str:
+        """The number under the cursor, once it is there."""
+        number = self.page.get_by_test_id("cell-value")
+        self.until("document.querySelector('[data-testid=cell-value]').textContent !== '…'")
+        return number.inner_text()
+
+    def until(self, condition: str) -> None:
+        """Wait for a JavaScript condition.  Playwright's own way evaluates it in the page, and its
+        security policy forbids that."""
+        end = time.monotonic() + 10
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < end, condition
+            self.page.wait_for_timeout(20)
+
+    def index(self) -> list[int]:
+        """Where the cursor is: "t 3 “x”  c 7" is [3, 7]."""
+        words = self.page.locator("[data-testid=cell-index] > span").all_inner_texts()
+        return [int(re.match(r"[a-z]*\s*(\d+)", word)[1]) for word in words]
+
+
+@contextlib.contextmanager
+def tab(browser, address: str, **options):
+    """A Studio in a context of its own.  Ends with: nothing was complained about, and nobody but
+    the server was asked."""
+    with contextlib.closing(browser.new_context(**options)) as context:
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        studio = Studio(page, address, [], [])
+        page.on("request", lambda r: studio.asked.append(r.url))
+        page.on(
+            "console", lambda m: m.type in ("error", "warning") and studio.complaints.append(m.text)
+        )
+        page.on("pageerror", lambda e: studio.complaints.append(str(e)))
+        yield studio
+        assert studio.complaints == [], studio.complaints
+        assert studio.asked and all(u.startswith((address, "blob:")) for u in studio.asked)
