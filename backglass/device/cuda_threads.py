@@ -44,7 +44,8 @@ from numba import cuda
 
 SIMULATED = cuda.config.ENABLE_CUDASIM
 if not SIMULATED and not hasattr(np, "row_stack"):
-    np.row_stack = np.vstack  # NumPy 2.5 removed it; numba-cuda 0.30 fails without, compiling
+    # NumPy 2.5 removed it; numba-cuda 0.30 fails without, at its first compilation.
+    np.row_stack = np.vstack  # noqa: NPY201
 SIDE = 4 if SIMULATED else 16  # of a square block of threads; Python's take a millisecond each
 BLOCK = SIDE * SIDE  # threads of a block
 WARP = 32  # threads that run in step

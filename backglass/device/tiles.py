@@ -11,7 +11,8 @@ import triton.language as tl
 
 from backglass.device.gpu import Tensor
 
-COLUMNS = 128  # columns a program of column_sums adds up
+COLUMNS = 32  # that a program of column_sums adds up, so that 768 of them busy 24 programs …
+ROWS = 128  # … with this many rows' loads under way; the time is latency, not bandwidth
 ELEMENTS = 2048  # that a program of an element-wise kernel works on: 16 for each of 128 threads
 
 
@@ -45,7 +46,7 @@ def column_sums(out: Tensor, x: Tensor, add: bool, first: int = 0) -> None:
     (C,), (N, stride) = out.shape, x.shape
     x = x.part(4 * first, "fp32", N, stride)
     grid = (triton.cdiv(C, COLUMNS),)
-    column_sums_kernel[grid](out, x, N, C, stride, add, ROWS=32, BLOCK=COLUMNS)
+    column_sums_kernel[grid](out, x, N, C, stride, add, ROWS=ROWS, BLOCK=COLUMNS)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ Which rows of dx belong to an id is found by sorting the N ids, which costs next
        in the order (id, place): compare all with all
     2  its rank among all N adds, for every other block, the number of elements there that come
        before it: a binary search, since that block is sorted
-    3  cut the sorted list into pieces; a program adds up the runs of equal ids in one piece
+    3  cut the sorted list into pieces; a program adds up what a run of equal ids has in one piece
     4  a run that is cut by pieces, as those of frequent tokens are, leaves a partial row in each:
        add these in order
 
@@ -36,7 +36,8 @@ ROWS = 8  # of a tile: 16 numbers for each of 128 threads
 BLOCK = 1024  # at most: at N = 65,536 there are 67 M comparisons and 64 blocks to search
 SLICE = 64  # elements ranked by one program
 OTHERS = 32  # blocks searched at once
-PIECE = 32  # sorted elements to a program: several short runs, or a part of a long one
+PIECE = 32  # sorted elements, of which a run's are added up by one program
+RUN_ROWS = 4  # of dx that it loads at once; most runs are shorter
 
 
 @triton.jit
@@ -146,35 +147,32 @@ def merge_blocks_kernel(
 @triton.jit
 def add_runs_kernel(
     dwte_p, part_p, dx_p, sorted_p, order_p, N, V, C, ADD: tl.constexpr,
-    PIECE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PIECE: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Sum each run in a piece: to dwte if it is whole, else to part[2·piece + (it begins here)]."""
-    piece = tl.program_id(0)
-    cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    start, end = piece * PIECE, (piece + 1) * PIECE
-    tokens = tl.load(sorted_p + start + tl.arange(0, PIECE))
-    before = tl.load(sorted_p + start - 1, mask=start > 0, other=-1)
-    after = tl.load(sorted_p + end, mask=end < N, other=-1)
-    first = start
-    while first < end:
-        token = tl.load(sorted_p + first)
-        stop = start + tl.sum((tokens <= token).to(tl.int32), 0)
-        if token < V:
-            acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-            for tile in range(first, stop, ROWS):
-                offs = tile + tl.arange(0, ROWS)
-                n = tl.load(order_p + offs, mask=offs < stop, other=0).to(tl.int64)
-                mask = (offs < stop)[:, None] & (cols < C)[None, :]
-                dx = tl.load(dx_p + n[:, None] * C + cols[None, :], mask=mask, other=0)
-                acc += dx.to(tl.float32)  # 4, 6
-            total = tl.sum(acc, 0)
-            begins = token != before
-            if begins & (token != after):
-                store(dwte_p + token.to(tl.int64) * C + cols, total, cols < C, ADD)
-            else:
-                row = 2 * piece.to(tl.int64) + begins.to(tl.int32)
-                tl.store(part_p + row * C + cols, total, mask=cols < C)
-        first = stop
+    """Of the elements of a run that lie in one piece the first one's program sums them all: to dwte
+    if they are the whole run, else to part[2·piece + (it begins here)]."""
+    first = tl.program_id(0)
+    piece = first // PIECE
+    token = tl.load(sorted_p + first)
+    begins = token != tl.load(sorted_p + first - 1, mask=first > 0, other=-1)
+    if (token < V) & (begins | (first % PIECE == 0)):
+        cols = tl.arange(0, BLOCK_C)
+        tokens = tl.load(sorted_p + piece * PIECE + tl.arange(0, PIECE))
+        stop = piece * PIECE + tl.sum((tokens <= token).to(tl.int32), 0)
+        after = tl.load(sorted_p + stop, mask=stop < N, other=-1)
+        acc = tl.zeros((ROWS, BLOCK_C), tl.float32)
+        for tile in range(first, stop, ROWS):
+            offs = tile + tl.arange(0, ROWS)
+            n = tl.load(order_p + offs, mask=offs < stop, other=0).to(tl.int64)
+            mask = (offs < stop)[:, None] & (cols < C)[None, :]
+            dx = tl.load(dx_p + n[:, None] * C + cols[None, :], mask=mask, other=0)
+            acc += dx.to(tl.float32)  # 4, 6
+        total = tl.sum(acc, 0)
+        if begins & (token != after):
+            store(dwte_p + token.to(tl.int64) * C + cols, total, cols < C, ADD)
+        else:
+            row = 2 * piece.to(tl.int64) + begins.to(tl.int32)
+            tl.store(part_p + row * C + cols, total, mask=cols < C)
 
 
 @triton.jit
@@ -228,9 +226,14 @@ def d_embed(dwte, dwpe, dx, ids, add, work):
     in_order, order, part = sort(ids, V, pieces, C, work)
     if not add[0]:
         zero_kernel[(triton.cdiv(V * C, ELEMENTS),)](dwte, V * C, BLOCK=ELEMENTS)
-    tile |= {"ADD": add[0], "PIECE": PIECE}
-    add_runs_kernel[(pieces, columns)](dwte, part, dx, in_order, order, N, V, C, **tile)
-    join_runs_kernel[(pieces, columns)](dwte, part, in_order, N, V, C, **tile)
+    block = power_of_2(C)
+    add_runs_kernel[(N,)](
+        dwte, part, dx, in_order, order, N, V, C, ADD=add[0], PIECE=PIECE,
+        ROWS=RUN_ROWS, BLOCK_C=block, num_warps=min(8, max(1, block // 256)),
+    )  # fmt: skip
+    join_runs_kernel[(pieces, columns)](
+        dwte, part, in_order, N, V, C, ADD=add[0], PIECE=PIECE, **tile
+    )
 
 
 def sort(ids: Tensor, V: int, pieces: int, C: int, work: Tensor) -> tuple[Tensor, Tensor, Tensor]:

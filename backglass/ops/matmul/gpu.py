@@ -23,9 +23,8 @@ buffer from which the result will leave.
 713 to 807 without an epilogue (65,536 rows, bf16, H200, 2026-11-24).  What is missing: tiles of a
 and b sent to two multiprocessors at once (clusters), which Triton 3.6 cannot ask for.
 
-The weight gradient, a sum over K = 65,536, needs none of this: it is the rung below's, as is all
-that Gluon cannot do: fp32, chips before Hopper, rows that are not multiples of 16 bytes, and the
-interpreter.
+The weight gradient, a sum over K = 65,536, needs no turns: gpu_dw.py.  What Gluon cannot do is the
+rung below's: fp32, chips before Hopper, rows that are not multiples of 16 bytes, the interpreter.
 """
 
 import triton
@@ -33,16 +32,22 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from backglass.device.tiles import has_copy_engine
 from backglass.ops.gelu.gpu import d_gelu_of, gelu_of, sigmoid_of_2u
-from backglass.ops.matmul.ladder import v5_tma
-from backglass.ops.matmul.ladder.v5_tma import (
-    d_matmul_w,
-    d_matmul_w_workspace,
+from backglass.ops.matmul.gpu_dw import d_matmul_w, d_matmul_w_workspace
+from backglass.ops.matmul.hopper import (
+    GROUP,
+    PROGRAMS,
+    barriers,
+    buffers,
+    describe,
     grouped_tile,
+    load_tile,
+    specialises,
+    store_tile,
+    tiles_of,
 )
+from backglass.ops.matmul.ladder import v5_tma
 
 __all__ = [
     "d_matmul_w",
@@ -53,18 +58,11 @@ __all__ = [
     "matmul_gelu",
 ]
 
-PROGRAMS = 132  # multiprocessors of an H100; a program's buffers fill the shared memory of one
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 64
 STAGES = 5  # of 32 KiB; with two outgoing tiles that is all the shared memory there is
-GROUP = 8  # rows of tiles visited together, so that what they read stays in the L2 cache
 # 65,536 registers for 3 groups of 128 threads: 168 each, of which the producer gives most away.
 REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS = 168, 240, 24
 
-# Triton 3.9 has other names for them.
-load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
-
-grouped_tile = gluon.jit(grouped_tile.fn)
 sigmoid_of_2u = gluon.jit(sigmoid_of_2u.fn)
 gelu_of, d_gelu_of = gluon.jit(gelu_of.fn), gluon.jit(d_gelu_of.fn)
 
@@ -79,8 +77,8 @@ def matmul_specialised_kernel(
     a_bufs = buffers(a_desc, STAGES)
     b_bufs = buffers(b_desc, STAGES)
     out_bufs = buffers(out_desc, 2)
-    full, empty = barriers(STAGES), barriers(STAGES)
-    turn, arrived = barriers(2), barriers(2)
+    full, empty = barriers(STAGES, 1), barriers(STAGES, 1)
+    turn, arrived = barriers(2, 1), barriers(2, 1)
     hopper.fence_async_shared()
     shape: gl.constexpr = (A_TRANSPOSED, B_TRANSPOSED, STAGES, GROUP)
     ring = (a_bufs, b_bufs, full, empty)
@@ -94,21 +92,6 @@ def matmul_specialised_kernel(
         [4, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
     )
-
-
-@gluon.jit
-def buffers(desc, COUNT: gl.constexpr):
-    """COUNT tiles of a descriptor's in shared memory."""
-    return gl.allocate_shared_memory(desc.dtype, [COUNT] + desc.block_type.shape, desc.layout)
-
-
-@gluon.jit
-def barriers(COUNT: gl.constexpr):
-    """COUNT barriers on which one arrival ends a phase."""
-    made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(COUNT):
-        mbarrier.init(made.index(i), count=1)
-    return made
 
 
 @gluon.jit
@@ -251,11 +234,6 @@ def send(desc, m, n, out):
     store_tile(desc, [m, n], out)
 
 
-@gluon.jit
-def tiles_of(M, N, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr):
-    return ((M + BLOCK_M - 1) // BLOCK_M) * ((N + BLOCK_N - 1) // BLOCK_N)
-
-
 def matmul(y, x, w, b, add):
     """y (N, O) = x (N, C)·wᵀ + b; w (O, C), b (O,) or None."""
     if specialises(x, w, y):
@@ -288,15 +266,6 @@ def d_matmul_x_gelu(dpre, dy, w, pre, add):
         v5_tma.d_matmul_x_gelu(dpre, dy, w, pre, add)
 
 
-def specialises(*operands) -> bool:
-    """Whether Gluon can: bf16 on Hopper, compiled, every row a multiple of 16 bytes."""
-    return (
-        not triton.knobs.runtime.interpret
-        and has_copy_engine()
-        and all(x.dtype.itemsize == 2 and x.shape[1] % 8 == 0 for x in operands)
-    )
-
-
 def product(out, a, b, bias=None, b_transposed=False, epilogue="", pre=None):
     """out (M, N) = epilogue(a (M, K)·op(b) + bias); pre (M, N) is read or written by it."""
     (M, K), N = a.shape, out.shape[1]
@@ -310,9 +279,3 @@ def product(out, a, b, bias=None, b_transposed=False, epilogue="", pre=None):
         STAGES=STAGES, GROUP=GROUP, CONSUMER_REGISTERS=CONSUMER_REGISTERS,
         PRODUCER_REGISTERS=PRODUCER_REGISTERS, num_warps=4, maxnreg=REGISTERS,
     )  # fmt: skip
-
-
-def describe(x, rows, columns):
-    """The descriptor of a bf16 matrix for tiles of this shape."""
-    layout = gl.NVMMASharedLayout.get_default_for([rows, columns], gl.bfloat16)
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [rows, columns], layout)

@@ -28,6 +28,7 @@ from backglass.device.gpu import Tensor
 from backglass.device.tiles import power_of_2, store, sum_splits
 
 IGNORED = tl.constexpr(-1)
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # of fp32
 BLOCK_BYTES = 16384  # of a row at a time: a row of GPT-2 in bf16 is seven blocks
 WARPS = 8  # so that each thread has four loads of 16 bytes under way
 
@@ -42,20 +43,24 @@ CHUNK = 8192  # rows: enough for the matmuls to run at full speed
 def max_and_sum(row_p, V, vocab_size, BLOCK_V: tl.constexpr):
     """m = max and s = Σ exp(row − m) of the first vocab_size numbers of a row of V, fp32.
 
+    Every eight columns that a thread holds have an m and s of their own until the row has been
+    read: nobody waits for anybody on the way.  Their m begins at the lowest number, not at −∞, for
+    −∞ − (−∞) is NaN.
+
     The padding is loaded and then put aside: a mask that ends at V, a multiple of 16, lets 16 bytes
     come in one load, and one that ends at 50,257 does not.
     """
-    m_i = float("-inf")
-    acc = tl.zeros((BLOCK_V // 4,), tl.float32)
+    m_i = tl.full((BLOCK_V // 8,), LOWEST, tl.float32)
+    s_i = tl.zeros((BLOCK_V // 8,), tl.float32)
     for first in range(0, vocab_size, BLOCK_V):
         cols = first + tl.arange(0, BLOCK_V)
         z = tl.load(row_p + cols, mask=cols < V, other=0).to(tl.float32)
-        z = tl.where(cols < vocab_size, z, float("-inf"))
-        m_new = tl.maximum(m_i, tl.max(z, 0))
-        e = tl.reshape(tl.exp(z - m_new), (BLOCK_V // 4, 4))  # four that one thread holds
-        acc = acc * tl.exp(m_i - m_new) + tl.sum(e, 1)
+        z = tl.reshape(tl.where(cols < vocab_size, z, float("-inf")), (BLOCK_V // 8, 8))
+        m_new = tl.maximum(m_i, tl.max(z, 1))
+        s_i = s_i * tl.exp(m_i - m_new) + tl.sum(tl.exp(z - m_new[:, None]), 1)
         m_i = m_new
-    return m_i, tl.sum(acc, 0)
+    m = tl.max(m_i, 0)
+    return m, tl.sum(s_i * tl.exp(m_i - m), 0)
 
 
 @triton.jit
