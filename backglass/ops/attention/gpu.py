@@ -33,6 +33,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from backglass.device.tiles import has_copy_engine, power_of_2
+from backglass.ops.attention import gpu_backward, gpu_forward
 from backglass.ops.scores.gpu import dtype_of, heads_in, load_rows, store_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)  # exp(x) = 2^(x·log2 e): the hardware has only exp2
@@ -112,9 +113,13 @@ def online_softmax(acc, m_i, l_i, s, v, scale, PRECISION: tl.constexpr):
 def attention(y, lse, qkv, add):
     """y (B, T, NH, HS) and lse (B, NH, T) from qkv (B, T, 3, NH, HS)."""
     B, T, NH, HS = y.shape
+    scale = LOG2E.value / math.sqrt(HS)
+    if gpu_backward.specialises(dtype_of(qkv), HS, T):
+        gpu_forward.launch(y, lse, qkv, scale)
+        return
     block_m, block_n, warps, stages = FORWARD[dtype_of(qkv), HS > 64]
     attention_kernel[(triton.cdiv(T, block_m) * B * NH,)](
-        y, lse, heads_of(qkv, block_m), heads_of(qkv, block_n), T, NH, LOG2E.value / math.sqrt(HS),
+        y, lse, heads_of(qkv, block_m), heads_of(qkv, block_n), T, NH, scale,
         HS=HS, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=power_of_2(HS, 16),
         PRECISION=qkv.precision, TMA=has_descriptor(qkv), num_warps=warps, num_stages=stages,
     )  # fmt: skip
@@ -246,12 +251,14 @@ def sum_dq_kernel(
 
 def d_attention_workspace(*, B: int, T: int, NH: int, HS: int, dtype: str) -> int:
     """D, and a dq in fp32 for each program: in bf16 69 MB at most for T = 1024, HS = 64."""
-    programs, _, part = parts_of_dq(B * NH, T, HS, backward_tiles(dtype, HS))
+    programs, _, part = parts_of_dq(B * NH, T, HS, backward_tiles(dtype, HS, T))
     return 4 * (B * NH * T + programs * part)
 
 
-def backward_tiles(dtype: str, HS: int) -> tuple[int, int, int, int, int]:
+def backward_tiles(dtype: str, HS: int, T: int) -> tuple[int, int, int, int, int]:
     """From the table; without a copy engine smaller ones, for addresses take registers."""
+    if gpu_backward.specialises(dtype, HS, T):
+        return gpu_backward.TILES
     if dtype == "bf16" and not has_copy_engine():
         return (32, 64, 4, 1, 2) if HS <= 64 else (32, 32, 4, 1, 2)
     return BACKWARD[dtype, HS > 64]
@@ -269,7 +276,7 @@ def d_attention(dqkv, dy, qkv, y, lse, add, work):
     """dqkv (B, T, 3, NH, HS) from dy and y (B, T, NH, HS), qkv, lse (B, NH, T)."""
     B, T, NH, HS = y.shape
     heads, block_d, scale = B * NH, power_of_2(HS, 16), 1 / math.sqrt(HS)
-    tiles = backward_tiles(dtype_of(qkv), HS)
+    tiles = backward_tiles(dtype_of(qkv), HS, T)
     block_m, block_n, warps, stages, _ = tiles
     programs, groups, part = parts_of_dq(heads, T, HS, tiles)
     dq = work.part(0, "fp32", programs, part)
@@ -278,12 +285,15 @@ def d_attention(dqkv, dy, qkv, y, lse, add, work):
     row_dots_kernel[(triton.cdiv(heads * T, rows),)](
         d, dy, y, T, NH, heads * T, HS=HS, ROWS=rows, BLOCK_D=block_d
     )
-    d_attention_kernel[(programs,)](
-        dqkv, dq, heads_of(qkv, block_m), heads_of(qkv, block_n), heads_of(dy, block_m), lse, d,
-        heads, T, NH, scale, groups, part,
-        HS=HS, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=block_d, PRECISION=qkv.precision,
-        ONE_GROUP=groups == 1, TMA=has_descriptor(qkv), STAGES=stages, num_warps=warps,
-    )  # fmt: skip
+    if gpu_backward.specialises(dtype_of(qkv), HS, T):
+        gpu_backward.launch(dqkv, dq, qkv, dy, lse, d, groups)
+    else:
+        d_attention_kernel[(programs,)](
+            dqkv, dq, heads_of(qkv, block_m), heads_of(qkv, block_n), heads_of(dy, block_m), lse,
+            d, heads, T, NH, scale, groups, part,
+            HS=HS, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=block_d, PRECISION=qkv.precision,
+            ONE_GROUP=groups == 1, TMA=has_descriptor(qkv), STAGES=stages, num_warps=warps,
+        )  # fmt: skip
     if groups > 1:
         sum_dq_kernel[(heads * triton.cdiv(T, block_n),)](
             dqkv, dq, T, NH, groups, part, HS=HS, BLOCK_N=block_n, BLOCK_D=block_d

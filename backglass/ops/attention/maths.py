@@ -54,6 +54,7 @@ SPEC = OpSpec(
         # the tiles for large heads
         dict(B=27, T=3, NH=5, HS=4),
         dict(B=1, T=389, NH=1, HS=16),
+        dict(B=1, T=256, NH=2, HS=64),
         dict(B=1, T=70, NH=1, HS=96),
     ),
 )

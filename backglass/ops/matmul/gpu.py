@@ -33,21 +33,20 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-from backglass.ops.gelu.gpu import d_gelu_of, gelu_of, sigmoid_of_2u
-from backglass.ops.matmul.gpu_dw import d_matmul_w, d_matmul_w_workspace
-from backglass.ops.matmul.hopper import (
-    GROUP,
+from backglass.device.hopper import (
     PROGRAMS,
     barriers,
     buffers,
     describe,
-    grouped_tile,
     load_tile,
     specialises,
     store_tile,
     tiles_of,
 )
+from backglass.ops.gelu.gpu import d_gelu_of, gelu_of, sigmoid_of_2u
+from backglass.ops.matmul.gpu_dw import d_matmul_w, d_matmul_w_workspace, grouped_tile
 from backglass.ops.matmul.ladder import v5_tma
+from backglass.ops.matmul.ladder.v5_tma import GROUP
 
 __all__ = [
     "d_matmul_w",

@@ -24,25 +24,26 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from backglass.device.tiles import column_sums, sum_splits
-from backglass.ops.matmul.hopper import (
-    GROUP,
+from backglass.device.hopper import (
     PROGRAMS,
     barriers,
     buffers,
     describe,
-    grouped_tile,
     load_tile,
     specialises,
     tiles_of,
 )
+from backglass.device.tiles import column_sums, sum_splits
 from backglass.ops.matmul.ladder import v5_tma
+from backglass.ops.matmul.ladder.v5_tma import GROUP
 
 HALF_M, BLOCK_N, BLOCK_K = 64, 256, 64  # half a tile's rows, its columns, rows of dy and x
 STAGES = 4  # of 48 KiB
 # 65,536 registers for 3 groups of 128 threads: 168 each, of which the last, two warps that add and
 # one that loads, gives some to the others.
 REGISTERS, CONSUMER_REGISTERS, OTHER_REGISTERS = 168, 208, 96
+
+grouped_tile = gluon.jit(v5_tma.grouped_tile.fn)
 
 
 @gluon.jit

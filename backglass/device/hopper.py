@@ -1,4 +1,7 @@
-"""What the warp-specialised matmuls share: buffers, barriers, descriptors."""
+"""What kernels in Gluon share: buffers in shared memory, barriers, descriptors.
+
+Gluon is Triton's lower level: it says which warps do what, and where every number lies.
+"""
 
 import triton
 from triton.experimental import gluon
@@ -7,16 +10,12 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from backglass.device.tiles import has_copy_engine
-from backglass.ops.matmul.ladder.v4_plain import grouped_tile as plain_grouped_tile
 
 PROGRAMS = 132  # multiprocessors of an H100; a program's buffers fill the shared memory of one
-GROUP = 8  # rows of tiles visited together, so that what they read stays in the L2 cache
 
 # Triton 3.9 has other names for them.
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
-
-grouped_tile = gluon.jit(plain_grouped_tile.fn)
 
 
 @gluon.jit
@@ -39,13 +38,14 @@ def tiles_of(M, N, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr):
     return ((M + BLOCK_M - 1) // BLOCK_M) * ((N + BLOCK_N - 1) // BLOCK_N)
 
 
+def has_gluon() -> bool:
+    """Whether these kernels run: compiled, on Hopper."""
+    return not triton.knobs.runtime.interpret and has_copy_engine()
+
+
 def specialises(*operands) -> bool:
-    """Whether Gluon can: bf16 on Hopper, compiled, every row a multiple of 16 bytes."""
-    return (
-        not triton.knobs.runtime.interpret
-        and has_copy_engine()
-        and all(x.dtype.itemsize == 2 and x.shape[1] % 8 == 0 for x in operands)
-    )
+    """Whether Gluon can multiply: bf16, and every row a multiple of 16 bytes."""
+    return has_gluon() and all(x.dtype.itemsize == 2 and x.shape[1] % 8 == 0 for x in operands)
 
 
 def describe(x, rows, columns):
