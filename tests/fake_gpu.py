@@ -69,6 +69,7 @@ class FakeGpu:
         self.free, self.total, self.count, self.capability = free, total, count, capability
         self.driver, self.built = 13000, 13000
         self.launches, self.allocated = 0, 0
+        self.used: list[int] = []  # indices of the devices that were made current
         self.faults: dict[int, Exception] = {}  # launch -> what it raises
         self.absent: Exception | None = None  # what getDeviceCount raises
 
@@ -155,7 +156,7 @@ def modules(gpu: FakeGpu) -> tuple[types.ModuleType, types.ModuleType]:
         driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
         memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         Device=lambda index=0: types.SimpleNamespace(
-            id=index, use=lambda: None, compute_capability=gpu.capability
+            id=index, use=lambda: gpu.used.append(index), compute_capability=gpu.capability
         ),
         Stream=Stream, Event=event, get_current_stream=lambda: stream,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from backglass.bench import (
     llmc,
     measured,
     ops,
+    provenance,
     sdpa,
     start,
     table,
@@ -576,12 +577,40 @@ def test_table_on_cuda_measures_the_rungs_in_shared_memory_at_the_same_shape(
     )
 
 
+@pytest.mark.parametrize("what", ["train", "table"])
+def test_another_gpu_is_measured_as_the_first_would_be(cuda_results, run, tmp_path, what):
+    asked = []
+    for device in ("cuda", "cuda:1"):
+        out = tmp_path / "r.json"
+        code, _ = run("bench", what, "--device", device, "--rivals", "--out", out)
+        jobs = [{**job, "device": "there"} for job in cuda_results if job["device"] == device]
+        asked.append((code, jobs, json.loads(out.read_text())["rows"]))
+        assert len(jobs) == len(cuda_results) >= 3
+        cuda_results.clear()
+    assert asked[0] == asked[1]
+
+
 def test_table_on_cuda_keeps_published_figures_apart(cuda_results, run, tmp_path):
     out = tmp_path / "r.json"
     _, text = run("bench", "table", "--device", "cuda", "--rivals", "--out", out)
     measured_part, published = text.split("Published elsewhere, on other machines, not measured")
     assert "llm.c" not in measured_part and "llm.c" not in out.read_text()
     assert "llm.c: 468,000 tokens/s" in published and "8 H100 SXM" in published
+
+
+@pytest.mark.parametrize(
+    "device, shown, which", [("cuda", None, "0"), ("cuda:1", None, "1"), ("cuda:1", "3,5", "5")]
+)
+def test_provenance_names_the_gpu_that_was_measured(monkeypatch, device, shown, which):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+
+    def nvidia_smi(command, **more):
+        return SimpleNamespace(stdout=f"GPU {command[command.index('-i') + 1]}, 580.1\n")
+
+    monkeypatch.setattr(provenance.subprocess, "run", nvidia_smi)
+    assert provenance.gpu_name(device) == f"GPU {which}, driver 580.1"
 
 
 # ------------------------------------------------------------------------------ bench ops
@@ -624,13 +653,15 @@ def fake_gpu(monkeypatch):
 
 
 def test_gpu_ops_compare_a_product_with_cublaslt_and_an_epilogue_with_the_pass_too(fake_gpu):
-    rows = list(gpu.gpu_ops(["matmul", "matmul_gelu"], 1, 8, "bf16", {}, {}))
+    rows = list(gpu.gpu_ops(["matmul", "matmul_gelu"], 1, 8, "cuda", "bf16", {}, {}))
     found = {(r.op, r.rival, r.ratio) for r in rows if r.op in ("matmul", "matmul_gelu")}
     assert found == {("matmul", "cublaslt", 1.5), ("matmul_gelu", "cublaslt + gelu", (3 + 1) / 2)}
 
 
 def test_gpu_ops_without_a_dtype_take_every_one_that_the_gpu_has(fake_gpu):
-    rows = list(gpu.gpu_ops(["attention"], 1, 8, "", {}, {"attention": ("torch sdpa", 4.0)}))
+    rows = list(
+        gpu.gpu_ops(["attention"], 1, 8, "cuda", "", {}, {"attention": ("torch sdpa", 4.0)})
+    )
     found = [(r.op, r.dtype, r.ratio) for r in rows]
     assert found == [
         ("attention", "bf16", 4.0), ("d_attention", "bf16", None),
@@ -640,7 +671,7 @@ def test_gpu_ops_without_a_dtype_take_every_one_that_the_gpu_has(fake_gpu):
 
 
 def test_gpu_ops_do_not_compare_cublaslt_with_itself(fake_gpu):
-    rows = gpu.gpu_ops(["matmul"], 1, 8, "tf32", {}, {})
+    rows = gpu.gpu_ops(["matmul"], 1, 8, "cuda", "tf32", {}, {})
     assert {(r.rung, r.rival, r.ratio) for r in rows} == {("cublaslt", "", None)}
 
 
@@ -651,6 +682,19 @@ def test_ops_on_cuda_print_one_table_per_dtype_and_the_means(fake_gpu, monkeypat
     assert code == 0 and [text.count(f"call in {d} ") for d in ("bf16", "tf32", "fp32")] == [1] * 3
     assert "TFLOP/s" in text and "3.00x torch sdpa, flash" in text
     assert "0.50x torch sdpa, flash" in text and "bare matmuls, bf16: 1." in text
+
+
+def test_ops_on_another_gpu_open_that_one_and_start_the_rival_there(monkeypatch, fake_gpu, run):
+    opened, jobs, get = [], [], gpu.get
+    monkeypatch.setattr(gpu, "get", lambda name, **more: opened.append(name) or get(name, **more))
+    rival = {"forward_ms": 3.0, "backward_ms": 0.5}
+    monkeypatch.setattr(
+        sdpa.measured, "rival", lambda script, needs, job: jobs.append(job) or rival
+    )
+    args = "ops attention --device cuda:1 --rivals --batch-size 1 --seq-len 8"
+    code, text = run("bench", *args.split())
+    assert code == 0 and set(opened) == {j["device"] for j in jobs} == {"cuda:1"}
+    assert "TFLOP/s" in text
 
 
 @pytest.mark.parametrize("args", ["matmul --rivals", "--rivals --dtype tf32 attention"])
@@ -667,7 +711,7 @@ def test_sdpa_compares_with_the_faster_backend_of_each_direction(monkeypatch):
     }
     monkeypatch.setattr(measured, "rival", lambda script, needs, job: results[job["backend"]])
     told: list[str] = []
-    assert sdpa.measure(64, 1024, told.append) == {
+    assert sdpa.measure(64, 1024, "cuda", told.append) == {
         "attention": ("torch sdpa, cudnn", 1.0), "d_attention": ("torch sdpa, flash", 5.0),
     }  # fmt: skip
     assert told == [
@@ -683,7 +727,7 @@ def test_sdpa_goes_on_without_a_backend_that_fails(monkeypatch):
 
     monkeypatch.setattr(measured, "rival", rival)
     told: list[str] = []
-    assert sdpa.measure(64, 1024, told.append)["attention"] == ("torch sdpa, flash", 2.0)
+    assert sdpa.measure(64, 1024, "cuda", told.append)["attention"] == ("torch sdpa, flash", 2.0)
     assert (
         told[1] == "torch sdpa, cudnn              failed with exit code 1: RuntimeError: no kernel"
     )
@@ -702,7 +746,8 @@ def test_sdpa_goes_on_without_a_backend_that_fails(monkeypatch):
         ("ops --rivals", "add --device cuda"),
         ("ops --device cuda --dtype fp8", "bf16, tf32, fp32"),
         ("ops nosuch --device cuda", "matmul"),
-        ("train --device cuda:1", "CUDA_VISIBLE_DEVICES"),
+        ("train --device cuda:x", "cuda:N"),
+        ("train --device numpy", "cuda:1 for the second GPU"),
         ("train --max-autotune", "add --rivals"),
         ("train tiny --from-start --device cuda", "on the CPU"),
         ("generate --max-autotune", "takes no --max-autotune"),

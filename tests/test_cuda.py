@@ -194,6 +194,23 @@ def test_a_gpu_that_is_not_there_is_wrong_use(run, gpu, name, count):
     assert code == 2 and f"--device {name}: there is {'only ' * (count == 1)}cuda:0" in text
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_another_gpu_is_the_one_that_is_used(run, gpu, trained, command):
+    gpu.count, gpu.used = 2, []
+    words = [w if w != "cuda" else "cuda:1" for w in COMMANDS[command]]
+    code, text = run(*words)
+    assert set(gpu.used) == {1}, text
+    # the pretend GPU computes nothing, which a check finds out
+    assert code == (1 if command == "check" else 0)
+
+
+def test_another_gpu_without_bf16_is_asked_for_its_own_dtypes(run, gpu):
+    gpu.count, gpu.capability = 2, "75"
+    assert Settings(device="cuda:1").dtype == "fp32"
+    code, text = train(run, "--device", "cuda:1", "--dtype", "bf16")
+    assert code == 2 and "cuda:1 has fp32" in text
+
+
 @pytest.mark.parametrize(
     "error",
     [

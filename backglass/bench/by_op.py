@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from backglass.device import kind_of
 from backglass.program.cost import by_op, cost
 from backglass.program.record import Program
 
@@ -92,7 +93,7 @@ def table(m: Measured, device: str) -> Iterator[str]:
     flops_per_s, bytes_per_s = m.by_op["ceilings"]
     ops = m.by_op["ops"]
     yield f"\ntime by op of {m.name}"
-    yield HOW[device]
+    yield HOW[kind_of(device)]
     yield f"{'call':24} {'lines':>5} {'ms':>10} {'of the step':>12} {'of its ceiling':>15}"
     for o in ops:
         yield _line(o["op"], o["calls"], o["ms"], m.step_ms, o["ceiling_ms"])

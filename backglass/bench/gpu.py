@@ -35,22 +35,22 @@ Rivals = dict[str, tuple[str, float]]  # call -> who does the same, in how many 
 
 
 def gpu_ops(
-    names: list[str], B: int, T: int, dtype: str, rungs: dict[str, str], rivals: Rivals
+    names: list[str], B: int, T: int, gpu: str, dtype: str, rungs: dict[str, str], rivals: Rivals
 ) -> Iterator[Row]:
     """A row for every distinct call of the fused step, or of the named ops, in a dtype or, if it is
-    empty, in every one that the GPU has.  rivals: of attention, in bf16."""
-    for each in [dtype] if dtype else reversed(get("cuda").dtypes):
-        asked = {"matmul": Settings(device="cuda", dtype=each).matmul, **rungs}
-        yield from ops_in(each, names, B, T, asked, rivals if each == "bf16" else {})
+    empty, in every one that the GPU has: cuda, cuda:1.  rivals: of attention, in bf16."""
+    for each in [dtype] if dtype else reversed(get(gpu).dtypes):
+        asked = {"matmul": Settings(device=gpu, dtype=each).matmul, **rungs}
+        yield from ops_in(gpu, each, names, B, T, asked, rivals if each == "bf16" else {})
 
 
 def ops_in(
-    dtype: str, names: list[str], B: int, T: int, asked: dict[str, str], rivals: Rivals
+    gpu: str, dtype: str, names: list[str], B: int, T: int, asked: dict[str, str], rivals: Rivals
 ) -> Iterator[Row]:
     """asked: rungs, among them who multiplies matrices."""
     rungs = {op: rung for op, rung in asked.items() if rung != "own"}
-    device: Any = get("cuda", rungs=rungs)
-    library: Any = get("cuda", rungs=rungs | {"matmul": "cublaslt"})
+    device: Any = get(gpu, rungs=rungs)
+    library: Any = get(gpu, rungs=rungs | {"matmul": "cublaslt"})
     limits = ceilings(device, dtype)
     for c in distinct(names, calls(device, B, T, dtype)):
         ms = milliseconds(device, c)

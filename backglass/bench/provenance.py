@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import backglass
+from backglass.device import kind_of
 
 PACKAGES = ("numpy", "numba", "torch", "transformers")
 GPU_PACKAGES = ("triton", "cupy-cuda13x", "cupy-cuda12x", "numba-cuda")
 
 
-def provenance(cuda: bool, llmc_folder: str | None) -> dict[str, Any]:
+def provenance(device: str, llmc_folder: str | None) -> dict[str, Any]:
     """All of a results file but its rows."""
+    cuda = kind_of(device) == "cuda"
     versions = {"backglass": backglass.__version__, "python": platform.python_version()}
     for name in PACKAGES + GPU_PACKAGES * cuda:
         try:
@@ -29,7 +31,7 @@ def provenance(cuda: bool, llmc_folder: str | None) -> dict[str, Any]:
     if llmc_folder:
         versions["llm.c"] = commit(Path(llmc_folder))
     return {
-        "machine": ({"gpu": gpu_name()} if cuda else {}) | {
+        "machine": ({"gpu": gpu_name(device)} if cuda else {}) | {
             "cpu": cpu_name(), "cores": os.cpu_count(),
             "platform": f"{platform.system()} {platform.machine()}",
         },
@@ -48,9 +50,12 @@ def commit(folder: Path) -> str:
     return git.stdout.strip() or "unknown"
 
 
-def gpu_name() -> str:
-    """Name and driver of the first GPU, as nvidia-smi tells them, or unknown."""
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+def gpu_name(device: str) -> str:
+    """Name and driver of the GPU that is cuda:1 here, as nvidia-smi tells them, or unknown."""
+    shown, index = os.environ.get("CUDA_VISIBLE_DEVICES"), device.partition(":")[2] or "0"
+    which = shown.split(",")[int(index)] if shown else index
+    command = ["nvidia-smi", "-i", which]
+    command += ["--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):

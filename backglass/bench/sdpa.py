@@ -13,12 +13,12 @@ BACKENDS = ("flash", "cudnn")
 PHASES = {"attention": "forward_ms", "d_attention": "backward_ms"}
 
 
-def measure(B: int, T: int, say: Say) -> dict[str, tuple[str, float]]:
+def measure(B: int, T: int, gpu: str, say: Say) -> dict[str, tuple[str, float]]:
     """Call -> (the faster backend, its milliseconds); `say` is told both, or why there is none."""
     c = gpt2.Config()
     job = {
         "batch_size": B, "heads": c.heads, "seq_len": T, "head_size": c.channels // c.heads,
-        "device": "cuda", "threads": 0,
+        "device": gpu, "threads": 0,
     }  # fmt: skip
     found: dict[str, tuple[str, float]] = {}
     for backend in BACKENDS:

@@ -11,6 +11,7 @@ from backglass.bench import llmc, measured, train
 from backglass.bench.measured import Measured
 from backglass.bench.provenance import gpu_name
 from backglass.bench.train import Say
+from backglass.device import kind_of
 from backglass.ops import rungs_of, table
 from backglass.tools import lines
 from backglass.training.settings import Settings, parse_rungs
@@ -37,7 +38,7 @@ def columns(
 ) -> tuple[list[Measured], list[Measured]]:
     """(ours: slow rungs, then what bench train compares; rivals: PyTorch, on the CPU llm.c).  The
     CPU's slow rungs take one step at B=1."""
-    device, T, dtype = job["device"], job["seq_len"], job["dtype"]
+    device, T, dtype = kind_of(job["device"]), job["seq_len"], job["dtype"]
     case = train.case_of(PRESET, job["batch_size"], T, device, dtype)
     slow, slow_case = job | {"rung": raw_rungs(device), "steps": 3}, case
     if device == "cpu":
@@ -95,8 +96,9 @@ def code_lines(
     job: dict[str, Any], found: list[Measured], llmc_folder: str | None
 ) -> dict[str, int]:
     """Implementation -> lines on its reading path.  Of PyTorch only those that call it."""
-    calls, paths, device = measured.RIVALS / "torch_gpt2.py", lines.rows(), job["device"]
-    default = Settings(device=device, dtype=job["dtype"]).matmul
+    calls, paths = measured.RIVALS / "torch_gpt2.py", lines.rows()
+    device = kind_of(job["device"])
+    default = Settings(device=job["device"], dtype=job["dtype"]).matmul
     rungs = {RAW[device]: raw_rungs(device)} | {
         name: f"matmul={more.get('matmul', default)}"
         for name, more in train.VARIANTS[device].items()
@@ -140,9 +142,9 @@ def print_table(
     job: dict[str, Any], ours: list[Measured], rivals: list[Measured], llmc_folder: str | None
 ) -> None:
     """A Markdown table, columns as rows because screens are narrow."""
-    B, T, device = job["batch_size"], job["seq_len"], job["device"]
+    B, T, device = job["batch_size"], job["seq_len"], kind_of(job["device"])
     to_read = code_lines(job, [*ours, *rivals], llmc_folder)
-    where = gpu_name() if device == "cuda" else "this machine"
+    where = gpu_name(job["device"]) if device == "cuda" else "this machine"
     print(
         f"\n{PRESET} on {where}, {job['dtype']}, B={B}, T={T}: forward, backward, clipping, AdamW\n"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from backglass.bench import llmc, measured
 from backglass.bench.measured import Measured, rate
+from backglass.device import kind_of
 from backglass.tools.lines import ROOT
 from backglass.training.settings import Settings
 
@@ -40,7 +41,7 @@ def training_job(s: Settings, B: int, T: int, steps: int, threads: int) -> dict[
 
 
 def case_of(preset: str, B: int, T: int, device: str = "cpu", dtype: str = "fp32") -> str:
-    return f"train-{preset}-{device}-{dtype}-b{B}-t{T}"
+    return f"train-{preset}-{kind_of(device)}-{dtype}-b{B}-t{T}"
 
 
 def compare(
@@ -54,7 +55,7 @@ def compare(
         case += "-recompute-" + job["recompute"].replace(",", "-")
     own = [
         partial(package, job | more | {"by_op": not k}, case, name)
-        for k, (name, more) in enumerate(VARIANTS[job["device"]].items())
+        for k, (name, more) in enumerate(VARIANTS[kind_of(job["device"])].items())
     ]
     if job["device"] == "cpu":
         own.append(partial(one_file, job, case))
@@ -78,7 +79,7 @@ def compare(
 def modes(job: dict[str, Any]) -> list[str]:
     """Of torch.compile: its default, max-autotune if that was asked for, and the one made for small
     batches, where launches cost most."""
-    small = job["device"] == "cuda" and job["batch_size"] <= 8
+    small = kind_of(job["device"]) == "cuda" and job["batch_size"] <= 8
     return ["", *["max-autotune"] * job["max_autotune"], *["reduce-overhead"] * small]
 
 

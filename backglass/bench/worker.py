@@ -78,14 +78,15 @@ def train_steps(job: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, list[fl
 
 
 def ceilings(job: dict[str, Any]) -> Any:
-    if job["device"] != "cuda":
+    from backglass import device
+
+    if device.kind_of(job["device"]) != "cuda":
         from backglass.bench.ops import ceilings
 
         return ceilings(job["threads"] or None)
-    from backglass import device
     from backglass.bench.gpu import ceilings
 
-    cuda: Any = device.get("cuda")
+    cuda: Any = device.get(job["device"])
     return ceilings(cuda, job["dtype"])
 
 

@@ -99,7 +99,9 @@ class Bench:
     max_tokens: Annotated[Count, opt("generate: new tokens", "N", "(default: 64)")] = None
     threads: Annotated[Count, opt("CPU threads of everyone", "N", "(default: all)")] = None
     rung: Annotated[Text, opt("ops: time this rung", "OP=V", "")] = None
-    device: Annotated[Text, opt("cpu or cuda; not generate", "NAME", "(default: cpu)")] = None
+    device: Annotated[Text, opt("cpu, cuda or cuda:1; not generate", "NAME", "(default: cpu)")] = (
+        None
+    )
     dtype: Annotated[
         Text,
         opt("bf16, tf32 or fp32 on cuda", "NAME", "(default: bf16; ops: all that the GPU has)"),
@@ -135,7 +137,7 @@ class Bench:
             from backglass.bench.provenance import provenance
             from backglass.training.files import write_json
 
-            made = provenance(self.device == "cuda", self.llmc)
+            made = provenance(self.device or "cpu", self.llmc)
             write_json(Path(self.out), {**made, "rows": rows})
         return 0
 
@@ -166,13 +168,13 @@ class Bench:
         """Is it one that bench knows, with that dtype, and that its rivals run on?"""
         from backglass.training.settings import Settings
 
-        device = self.device or "cpu"
+        device = self.kind
         if device not in SHAPES:
             raise wrong_use(
-                f"bench {self.what} --device {device}: there are {' and '.join(SHAPES)}; "
-                "CUDA_VISIBLE_DEVICES=1 in the environment chooses the second GPU"
+                f"bench {self.what} --device {self.device}: there are {' and '.join(SHAPES)}, "
+                "cuda:1 for the second GPU"
             )
-        Settings(device=device, dtype=self.dtype or "auto")
+        Settings(device=self.device or "cpu", dtype=self.dtype or "auto")
         if self.what == "ops" and self.rivals and device == "cpu":
             raise wrong_use(
                 "bench ops --rivals: PyTorch's attention is measured on a GPU, add --device cuda; "
@@ -199,8 +201,15 @@ class Bench:
                 "built in, and times single steps; leave one of them out"
             )
 
+    @property
+    def kind(self) -> str:
+        """cpu or cuda."""
+        from backglass.device import kind_of
+
+        return kind_of(self.device or "cpu")
+
     def shape(self) -> tuple[int, int]:
-        B, T = SHAPES[self.device or "cpu"]
+        B, T = SHAPES[self.kind]
         return self.batch_size or B, self.seq_len or T
 
     def say(self, text: Any) -> None:
@@ -215,7 +224,7 @@ class Bench:
         os.environ.update(environment(self.threads or 0))  # before NumPy's BLAS reads it
         from backglass.bench.ops import means
 
-        unit, per_unit, digits = ("T", 1e3, 2) if self.device == "cuda" else ("G", 1.0, 1)
+        unit, per_unit, digits = ("T", 1e3, 2) if self.kind == "cuda" else ("G", 1.0, 1)
         rows: list[Row] = []
         for r in self.op_rows():
             if not rows or r.dtype != rows[-1].dtype:
@@ -236,23 +245,24 @@ class Bench:
         from backglass.program.fuse import fused_ops
         from backglass.training.settings import parse_rungs
 
-        names, shape, cuda = list(self.names), self.shape(), self.device == "cuda"
+        names, shape, gpu = list(self.names), self.shape(), self.kind == "cuda" and self.device
         known = names_in(*shape)
-        also = fused_ops() if cuda else ()
+        also = fused_ops() if gpu else ()
         if unknown := [n for n in names if n not in {*known, *known.values(), *also}]:
             raise wrong_use(
                 f"bench ops {unknown[0]}: no line of GPT-2's training step is that; there are "
                 f"{', '.join(dict.fromkeys(known.values()))}"
             )
         rungs = parse_rungs(self.rung or "")
-        if not cuda:
+        if not gpu:
             return bench_ops(names, *shape, self.threads, rungs)
         from backglass.bench import sdpa
         from backglass.bench.gpu import gpu_ops
 
         wanted = self.rivals and (not names or set(names) & set(sdpa.PHASES))
-        rivals = sdpa.measure(*shape, self.say) if wanted and self.dtype in (None, "bf16") else {}
-        return gpu_ops(names, *shape, self.dtype or "", rungs, rivals)
+        wanted = wanted and self.dtype in (None, "bf16")
+        rivals = sdpa.measure(*shape, gpu, self.say) if wanted else {}
+        return gpu_ops(names, *shape, gpu, self.dtype or "", rungs, rivals)
 
     def compiled(self) -> list[dict[str, Any]]:
         from backglass.bench.aot import rows
@@ -301,7 +311,7 @@ class Bench:
 
         device = self.device or "cpu"
         s = s.replace(device=device, dtype=self.dtype or "auto")
-        steps = self.steps or STEPS[device]
+        steps = self.steps or STEPS[self.kind]
         job = train.training_job(s, *self.shape(), steps, self.threads or 0)
         return job | {"recompute": self.recompute or "", "max_autotune": self.max_autotune}
 

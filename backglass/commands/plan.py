@@ -112,9 +112,10 @@ class Plan:
 
 def machine_for(s):
     """What the device of s would add, without opening it, and the GPU it is for: 90 is sm_90."""
+    from backglass.device import kind_of
     from backglass.program.budget import CUDA_CONTEXT_BYTES, Machine
 
-    if not s.device.startswith("cuda"):
+    if kind_of(s.device) != "cuda":
         return Machine(), 0
     if importlib.util.find_spec("triton") is None:  # the launchers, which know, import it
         return Machine(context=CUDA_CONTEXT_BYTES), HOPPER

@@ -158,6 +158,7 @@ class TraceCommand:
         """(settings, run directory or None for a preset, step if one is named)."""
         from backglass import presets
         from backglass.debugger.replay import run_and_step, settings_of_run
+        from backglass.device import kind_of
 
         names = ("batch_size", "seq_len", "data", "tokenizer")
         given = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
@@ -177,7 +178,7 @@ class TraceCommand:
                 f"trace {self.path}: there is no such run, recording or preset; presets are "
                 f"{', '.join(presets.ALL)}"
             )
-        if self.device and self.device.partition(":")[0] != s.device.partition(":")[0]:
+        if self.device and kind_of(self.device) != kind_of(s.device):
             s = s.replace(device=self.device, dtype="auto", matmul="auto")
         return (s.replace(device=self.device) if self.device else s), run, step
 

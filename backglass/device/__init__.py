@@ -64,6 +64,11 @@ class Device(Protocol):
         ...
 
 
+def kind_of(name: str) -> str:
+    """cuda of cuda:1: what is true of every GPU is asked of it, never of the name."""
+    return name.partition(":")[0]
+
+
 def get(name: str, **options) -> Device:
     """The device called `name`.  Raises ValueError for an unknown one."""
     if name == "numpy":
@@ -78,7 +83,7 @@ def get(name: str, **options) -> Device:
         from backglass.device.interpret import Interpret
 
         return Interpret(**options)
-    if name.partition(":")[0] == "cuda":
+    if kind_of(name) == "cuda":
         from backglass.device.cuda import Cuda
 
         return Cuda(name, **options)

@@ -8,6 +8,7 @@ import numbers
 from dataclasses import dataclass
 from typing import Any
 
+from backglass.device import kind_of
 from backglass.errors import wrong_use
 from backglass.models import gpt2
 
@@ -92,7 +93,7 @@ class Settings:
             value = getattr(self, field.name)
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise wrong_use(f"{_flag(field.name)} must be {called}, got {value!r}")
-        kind, colon, number = self.device.partition(":")
+        kind, (_, colon, number) = kind_of(self.device), self.device.partition(":")
         if kind not in DTYPES or (colon and not (kind == "cuda" and number.isdecimal())):
             raise wrong_use(
                 f"--device is one of {', '.join(DTYPES)}, cuda:N for another GPU than the first; "
@@ -173,7 +174,7 @@ class Settings:
 
 def best_dtype(device: str) -> str:
     """What `--dtype auto` is: bf16 on a GPU, unless it is one without."""
-    kind = device.partition(":")[0]
+    kind = kind_of(device)
     if kind == "cuda":
         from backglass.device.cuda import arch_of, dtypes_of
 

@@ -65,10 +65,15 @@ class GPT2(nn.Module):
 def main(job: dict) -> dict:
     if job["threads"]:
         torch.set_num_threads(job["threads"])
-    device, dtype = job.get("device", "cpu"), job.get("dtype", "fp32")
+    asked, dtype = job.get("device", "cpu"), job.get("dtype", "fp32")
+    device = torch.device(asked).type
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     torch.manual_seed(0)
-    torch.set_default_device(device)
+    torch.set_default_device(asked)
+    if device == "cuda":
+        torch.cuda.set_device(
+            torch.device(asked).index or 0
+        )  # whose memory is asked for, and what is waited for
     sizes = ("layers", "channels", "heads", "vocab_size", "max_seq_len")
     model = GPT2(*(job[name] for name in sizes))
     run = torch.compile(model, mode=job.get("mode")) if job["compile"] else model

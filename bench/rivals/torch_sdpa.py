@@ -78,6 +78,8 @@ def elapsed_ms(run) -> float:
 
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
-    if job["device"] == "cuda":  # only a stream that is not the default one can be captured
+    if torch.device(job["device"]).type == "cuda":
+        torch.cuda.set_device(torch.device(job["device"]).index or 0)
+        # Only a stream that is not the default one can be captured.
         torch.cuda.set_stream(torch.cuda.Stream())
     print(json.dumps(main(job)))
