@@ -7,10 +7,16 @@ is a process of its own: peak memory belongs to a process, and a fault ends it.
 
 import json
 import os
+import statistics
 import subprocess
 import sys
+from functools import cache
+from pathlib import Path
 
 import pytest
+
+from backglass.bench.measured import watch
+from backglass.device.interpret import SWITCHES
 
 pytestmark = pytest.mark.gpu
 
@@ -42,11 +48,13 @@ from backglass import cli
 from backglass.training.session import Session
 
 def out_of_bounds():
+    import cupy
     import numpy as np
     from backglass.device.gpu import Tensor
     from backglass.ops.gelu.gpu import gelu
-    nowhere = Tensor(16, np.dtype(np.float32), (1 << 20,))
-    gelu(nowhere, nowhere, (False,))
+    held.append(cupy.cuda.runtime.malloc(512))  # Triton refuses an address that is nobody's
+    larger = Tensor(held[-1], np.dtype(np.float32), (1 << 30,))  # 4 GiB, by far more than the run
+    gelu(larger, larger, (False,))
 
 def full():
     import cupy
@@ -80,9 +88,12 @@ sys.exit(cli.main(sys.argv[2:]))
 """
 
 
+COMPILING = {k: v for k, v in os.environ.items() if k not in SWITCHES.values()}
+
+
 def python(*arguments: str, **env: str) -> subprocess.CompletedProcess:
     command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env})
+    return subprocess.run(command, capture_output=True, text=True, env={**COMPILING, **env})
 
 
 def steps(**job) -> dict:
@@ -149,3 +160,71 @@ def test_every_kernel_computes_what_the_maths_says():
     done = python("-m", "backglass", "check", "--device", "cuda", "--json")
     rows = json.loads(done.stdout)["rows"]
     assert rows and not [r for r in rows if not r["ok"]] and done.returncode == 0
+
+
+# ---------------------------------------------------------------- from start to the first step
+
+# The folders in which Triton, we (cuBLASLt's chosen algorithms), Numba, the driver and CuPy keep
+# what they have compiled or measured.
+CACHES = (
+    "TRITON_CACHE_DIR", "BACKGLASS_CACHE", "NUMBA_CACHE_DIR", "CUDA_CACHE_PATH", "CUPY_CACHE_DIR",
+)  # fmt: skip
+
+
+def seconds_to_the_first_step(caches: Path, out: Path, words: list[str]) -> float:
+    """From the start of `backglass train` to the line of its first step."""
+    env = COMPILING | {name: str(caches / name) for name in CACHES}
+    command = [sys.executable, "-m", "backglass", "train", *words, "--steps", "1", "--out", out]
+    seen = watch(list(map(str, command)), lambda line: line.split()[:2] == ["step", "1/1"], env)
+    assert seen.reached, seen.lines[-1:]
+    return seen.seconds
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory):
+    """(seconds with empty caches, the median of three with what that left)."""
+    folder = tmp_path_factory.mktemp("starts")
+    words = "gpt2-124m --device cuda --tokenizer bytes --batch-size 4 --total-batch-tokens 4096"
+    cold, *warm = (
+        seconds_to_the_first_step(folder / "caches", folder / str(k), words.split())
+        for k in range(4)
+    )
+    assert any((folder / "caches" / "TRITON_CACHE_DIR").iterdir())
+    return cold, statistics.median(warm)
+
+
+def test_a_cold_start_takes_a_minute_at_most(starts):
+    assert starts[0] <= 60
+
+
+def test_a_warm_start_takes_five_seconds_at_most(starts):
+    assert starts[1] <= 5
+
+
+# ---------------------------------------------------------------- the same curve everywhere
+
+
+@pytest.fixture(scope="module")
+def val_loss(tmp_path_factory):
+    """The validation loss after 200 steps of tiny, of a device and dtype; each trains once."""
+
+    @cache
+    def val_loss(device: str, dtype: str) -> float:
+        out = tmp_path_factory.mktemp("curves") / "run"
+        words = f"train tiny --steps 200 --device {device} --dtype {dtype} --out {out}".split()
+        done = python("-m", "backglass", *words)
+        assert done.returncode == 0, done.stderr
+        events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        first, *_, last = [e for e in events if e["event"] == "val"]
+        assert last["step"] == 200 and last["loss"] < 0.6 * first["loss"]  # it has learned
+        return last["loss"]
+
+    return val_loss
+
+
+def test_the_gpu_learns_what_the_cpu_learns(val_loss):
+    assert val_loss("cuda", "fp32") == pytest.approx(val_loss("cpu", "fp32"), rel=0.005)
+
+
+def test_bf16_learns_what_fp32_learns(val_loss):
+    assert val_loss("cuda", "bf16") == pytest.approx(val_loss("cuda", "fp32"), rel=0.01)
