@@ -94,14 +94,19 @@ def milliseconds(device: Cuda, c: Call) -> float:
     memory = device.memory()
     line = device.bind([filled(c, memory)], memory)[0]
     line()
+    found = replayed_ms(device, line)
+    del memory, line
+    device.cupy.get_default_memory_pool().free_all_blocks()
+    return found
+
+
+def replayed_ms(device: Cuda, line: Callable[[], None]) -> float:
+    """Of a line whose kernels exist."""
     (once,) = elapsed_ms(device, [line])
     repeats = max(1, min(50, int(5 / max(once, 0.01))))
     replay = device.capture([line] * repeats)
     replay()
-    found = statistics.median(elapsed_ms(device, [replay] * 5)) / repeats
-    del memory, line, replay
-    device.cupy.get_default_memory_pool().free_all_blocks()
-    return found
+    return statistics.median(elapsed_ms(device, [replay] * 5)) / repeats
 
 
 def filled(c: Call, memory: Memory) -> Call:

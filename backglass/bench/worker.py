@@ -187,4 +187,14 @@ def module_at(path: Path) -> Any:
     return module
 
 
-KINDS = {"train": train, "one file": one_file, "generate": generate, "llm.c files": llmc_files}
+def tiles(job: dict[str, Any]) -> dict[str, Any]:
+    """Compile the candidates of bench ops --tune."""
+    from backglass.bench.tune import compile_share
+
+    return compile_share(job)
+
+
+KINDS = {
+    "train": train, "one file": one_file, "generate": generate, "llm.c files": llmc_files,
+    "tiles": tiles,
+}  # fmt: skip

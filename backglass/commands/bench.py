@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # what -> the options it has, besides --out and --json
 OPTIONS = {
     "ops": {
-        "names", "batch_size", "seq_len", "threads", "rung", "aot", "device", "dtype", "rivals",
+        "names", "batch_size", "seq_len", "threads", "rung", "aot", "tune", "device", "dtype",
+        "rivals",
     },
     "train": {
         "names", "batch_size", "seq_len", "steps", "threads", "rivals", "max_autotune", "llmc",
@@ -57,6 +58,7 @@ class Bench:
       backglass bench ops matmul attention               shares of this machine's ceilings
       backglass bench ops matmul --rung matmul=v2        a rung of the ladder
       backglass bench ops --aot                          GPU kernels compiled without a GPU
+      backglass bench ops --tune attention d_embed       other tiles of GPU kernels, each timed
       backglass bench train --device cuda --rivals       64 x 1024 tokens, bf16
       backglass bench train --device cuda --rivals --max-autotune
       backglass bench train --device cuda --rivals --dtype tf32 --batch-size 32
@@ -109,6 +111,9 @@ class Bench:
     recompute: Annotated[Text, opt("train: activations to make again", "A,B", "")] = None
     aot: Annotated[
         bool, arg(help="ops: compile the GPU kernels for A100 and H100: registers, spills, memory")
+    ] = False
+    tune: Annotated[
+        bool, arg(help="ops: time other tiles of the GPU kernels; with --aot only compile them")
     ] = False
     rivals: Annotated[
         bool,
@@ -174,6 +179,11 @@ class Bench:
                 f"bench {self.what} --device {self.device}: there are {' and '.join(SHAPES)}, "
                 "cuda:1 for the second GPU"
             )
+        if self.tune and ((self.device and device == "cpu") or self.rivals or self.dtype):
+            raise wrong_use(
+                "bench ops --tune times our own kernels on a GPU, in bf16; leave --rivals and "
+                "--dtype out, and --device unless it is another GPU: cuda:1"
+            )
         Settings(device=self.device or "cpu", dtype=self.dtype or "auto")
         if self.what == "ops" and self.rivals and device == "cpu":
             raise wrong_use(
@@ -219,6 +229,8 @@ class Bench:
     def ops(self) -> list[dict[str, Any]]:
         from backglass.bench.measured import environment
 
+        if self.tune:
+            return self.tuned()
         if self.aot:
             return self.compiled()
         os.environ.update(environment(self.threads or 0))  # before NumPy's BLAS reads it
@@ -276,6 +288,16 @@ class Bench:
             self.say(f"{r.op:18} {r.kernel:28} {r.arch} {r.registers:9} {r.spill_bytes:7} "
                      f"{r.shared_bytes:8} {r.warps:5}  {r.tensor_cores}")  # fmt: skip
         return found
+
+    def tuned(self) -> list[dict[str, Any]]:
+        from backglass.bench import tune
+        from backglass.training.settings import parse_rungs
+
+        B, T = self.batch_size or 64, self.seq_len or 1024
+        rungs = {op: rung for op, rung in parse_rungs(self.rung or "").items() if rung != "own"}
+        gpu = "" if self.aot else self.device or "cuda"
+        found = tune.tune(list(self.names), B, T, gpu, rungs, self.say)
+        return [dataclasses.asdict(tile) for tile in found]
 
     def train(self) -> list[dict[str, Any]]:
         from backglass import presets

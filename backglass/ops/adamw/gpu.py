@@ -18,6 +18,13 @@ from backglass.device.tiles import store
 # be 16 bytes of bf16, the fp32 tensors would have to change threads before they are stored.
 BLOCK = 1024
 WARPS = 8
+# What `bench ops --tune` times beside them.
+CANDIDATES = {
+    ("adamw",): (
+        {"BLOCK": 512, "WARPS": 4}, {"BLOCK": 1024, "WARPS": 4}, {"BLOCK": 2048, "WARPS": 8},
+        {"BLOCK": 2048, "WARPS": 16}, {"BLOCK": 4096, "WARPS": 8},
+    ),
+}  # fmt: skip
 
 # Places in hyper; BIAS_1 and BIAS_2 hold 1/(1 − βᵗ), which undoes the start of m and v at 0.
 LR, BETA_1, BETA_2, EPS, WEIGHT_DECAY, _, BIAS_1, BIAS_2 = map(tl.constexpr, range(8))

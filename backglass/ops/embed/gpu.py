@@ -38,6 +38,13 @@ SLICE = 64  # elements ranked by one program
 OTHERS = 32  # blocks searched at once
 PIECE = 32  # sorted elements, of which a run's are added up by one program
 RUN_ROWS = 4  # of dx that it loads at once; most runs are shorter
+# What `bench ops --tune` times beside them.
+CANDIDATES = {
+    ("d_embed",): (
+        {"PIECE": 16}, {"PIECE": 64}, {"ROWS": 4}, {"ROWS": 16}, {"RUN_ROWS": 2}, {"RUN_ROWS": 8},
+        {"COLUMNS": 128}, {"COLUMNS": 512, "ROWS": 4}, {"OTHERS": 16}, {"BLOCK": 512},
+    ),
+}  # fmt: skip
 
 
 @triton.jit

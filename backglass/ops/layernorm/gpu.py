@@ -20,6 +20,19 @@ from backglass.device.tiles import column_sums, power_of_2, store
 # ahead reached 0.9 (N = 65,536, C = 768, bf16, H200, 2026-11-24).
 PROGRAMS = 528
 STAGES = 4
+ROWS, ROWS_BACKWARD = 2, 1  # of a tile, at least
+PER_WARP = 512  # numbers of a tile: 16 for each thread
+# What `bench ops --tune` times beside them.
+CANDIDATES = {
+    ("layernorm", "add_layernorm"): tuple(
+        {"ROWS": rows, "PER_WARP": numbers} for rows in (1, 2, 4) for numbers in (256, 512)
+    ),
+    ("d_layernorm", "d_layernorm_add"): (
+        {"PROGRAMS": 264}, {"PROGRAMS": 792}, {"PROGRAMS": 1056}, {"STAGES": 2}, {"STAGES": 3},
+        {"STAGES": 5}, {"ROWS_BACKWARD": 2}, {"ROWS_BACKWARD": 2, "STAGES": 3}, {"PER_WARP": 256},
+        {"PER_WARP": 256, "PROGRAMS": 264}, {"PER_WARP": 1024, "PROGRAMS": 1056},
+    ),
+}  # fmt: skip
 
 
 @triton.jit
@@ -55,7 +68,7 @@ def layernorm(y, mean, rstd, x, w, b, eps, add):
 def add_layernorm(res, y, mean, rstd, x, branch, w, b, eps, add):
     """res (N, C) = x + branch and its layernorm y, mean, rstd; res may be x or branch."""
     N, C = x.shape
-    rows, block, warps = tile(C, 2)
+    rows, block, warps = tile(C, ROWS)
     layernorm_kernel[(triton.cdiv(N, rows),)](
         y, mean, rstd, res, x, branch, w, b, N, C, eps, ROWS=rows, BLOCK_C=block, num_warps=warps
     )
@@ -112,7 +125,7 @@ d_layernorm_add_workspace = d_layernorm_workspace
 def d_layernorm_add(dx, dw, db, dres, dy, x, w, mean, rstd, add, work):
     """d_layernorm plus dres (N, C), the gradient that passed the branch by; dx may be dres."""
     N, C = x.shape
-    rows, block, warps = tile(C, 1)
+    rows, block, warps = tile(C, ROWS_BACKWARD)
     programs = _programs(N, C)
     part = work.part(0, "fp32", programs, 2 * C)
     d_layernorm_kernel[(programs,)](
@@ -125,12 +138,11 @@ def d_layernorm_add(dx, dw, db, dres, dy, x, w, mean, rstd, add, work):
 
 def _programs(N: int, C: int) -> int:
     """Of the backward; fewer than four tiles for each would not pay for the partial rows."""
-    return min(PROGRAMS, triton.cdiv(N, 4 * tile(C, 1)[0]))
+    return min(PROGRAMS, triton.cdiv(N, 4 * tile(C, ROWS_BACKWARD)[0]))
 
 
 def tile(C: int, rows: int) -> tuple[int, int, int]:
-    """(rows, columns, warps) of a tile: whole rows, more of them if they are short, and about 16
-    numbers for each thread."""
+    """(rows, columns, warps) of a tile: whole rows, more of them if they are short."""
     block = power_of_2(C)
     rows = max(rows, min(64, 512 // block))
-    return rows, block, min(16, max(1, rows * block // 512))
+    return rows, block, min(16, max(1, rows * block // PER_WARP))

@@ -62,6 +62,13 @@ STAGES = 5  # of 32 KiB; with two outgoing tiles that is all the shared memory t
 # 65,536 registers for 3 groups of 128 threads: 168 each, of which the producer gives most away.
 REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS = 168, 240, 24
 
+# What `bench ops --tune` times beside them.
+CANDIDATES = {
+    ("matmul", "matmul_gelu", "d_matmul_x", "d_matmul_x_gelu"): (
+        {"GROUP": 4}, {"GROUP": 16}, {"STAGES": 4}, {"BLOCK_K": 32, "STAGES": 10},
+    ),
+}  # fmt: skip
+
 sigmoid_of_2u = gluon.jit(sigmoid_of_2u.fn)
 gelu_of, d_gelu_of = gluon.jit(gelu_of.fn), gluon.jit(d_gelu_of.fn)
 

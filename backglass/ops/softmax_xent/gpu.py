@@ -33,6 +33,14 @@ BLOCK_BYTES = 8192  # of a row at a time: a row of GPT-2 in bf16 is thirteen blo
 WARPS = 8  # 0.57 ms for a chunk of rows in place, with twice the bytes 0.68 (H200, 2026-11-24)
 
 CHUNK = 8192  # rows: enough for the matmuls to run at full speed
+# What `bench ops --tune` times beside them.
+CANDIDATES = {
+    ("linear_xent",): (
+        {"WARPS_IN_PLACE": 8}, {"WARPS_IN_PLACE": 32}, {"BLOCK_BYTES": 8192},
+        {"BLOCK_BYTES": 32768}, {"BLOCK_BYTES": 32768, "WARPS_IN_PLACE": 32},
+        {"CHUNK": 4096}, {"CHUNK": 16384},
+    ),
+}  # fmt: skip
 
 
 @triton.jit

@@ -35,6 +35,13 @@ BIAS_ROWS, BIAS_COLUMNS, BIAS_PROGRAMS, BIAS_STAGES = 8, 1024, 264, 3
 
 # (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages)
 TILES = {2: (128, 128, 64, 8, 3), 4: (64, 64, 32, 4, 3)}  # by bytes of an operand's number
+# What `bench ops --tune` times beside them.
+CANDIDATES = {
+    ("matmul", "matmul_gelu", "d_matmul_x", "d_matmul_x_gelu", "d_matmul_w"): (
+        {"TILES": {2: (128, 128, 64, 4, 3)}}, {"TILES": {2: (128, 128, 64, 8, 4)}},
+        {"TILES": {2: (128, 256, 64, 8, 3)}}, {"TILES": {2: (128, 128, 32, 4, 4)}},
+    ),
+}  # fmt: skip
 
 
 @triton.jit

@@ -37,6 +37,14 @@ GROUP = 8  # rows of tiles visited together: 8 rows of a and 8 columns of b fit 
 
 # (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) by bytes of an operand's number
 TILES = {2: (128, 256, 64, 8, 3), 4: (128, 128, 32, 8, 3)}
+# What `bench ops --tune` times beside them.
+CANDIDATES = {
+    ("matmul", "matmul_gelu", "d_matmul_x", "d_matmul_x_gelu", "d_matmul_w"): (
+        {"TILES": {2: (128, 256, 64, 8, 4)}}, {"TILES": {2: (256, 128, 64, 8, 3)}},
+        {"TILES": {2: (128, 128, 64, 8, 4)}}, {"TILES": {2: (128, 128, 64, 4, 4)}},
+        {"GROUP": 16}, {"LEAST_K": 512}, {"LEAST_K": 2048},
+    ),
+}  # fmt: skip
 
 
 @triton.jit
