@@ -83,6 +83,13 @@ def test_kernel_check_catches_a_bug_planted_into_a_gpu_kernel(
         assert not all(r.ok for r in check_kernel(op, device, dtype))
 
 
+def test_interpreted_d_attention_may_have_tiles_of_more_queries_than_keys(monkeypatch):
+    device, op = get("interpret"), table()["attention"]
+    wide = {("fp32", False): (64, 32, 8, 1, 1), ("fp32", True): (32, 16, 8, 1, 1)}
+    monkeypatch.setattr(op.tier("gpu"), "BACKWARD", wide)
+    assert all(r.ok for r in check_kernel(op, device, "fp32"))
+
+
 def test_interpreted_attention_cached_reads_nothing_beyond_the_last_position():
     B, T, NH, HS, P, start = 1, 3, 2, 16, 90, 70
     shapes = dict(y=(B, T, NH, HS), k=(B, NH, P, HS), v=(B, NH, P, HS), qkv=(B, T, 3, NH, HS))

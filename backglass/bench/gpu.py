@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backglass.bench.ops import Ceilings, Row, distinct, row
+from backglass.checks.samples import integer_range
 from backglass.device import get
 from backglass.models import gpt2
-from backglass.ops import signature
+from backglass.ops import signature, table
 from backglass.program.fuse import parse
 from backglass.program.record import Call, make_call
 from backglass.program.step import record_micro, record_update
@@ -118,7 +119,7 @@ def filled(c: Call, memory: Memory) -> Call:
             continue
         own[v.name] = replace(v, group="", offset=0, kind="act", add=False)
         if o.holds == "int":
-            values: Any = rng.integers(0, 50257, v.shape)
+            values: Any = rng.integers(*bounds_of(c, o.name), v.shape)
         else:
             sample = rng.standard_normal(min(v.size, 1 << 20), np.float32) * 0.1
             values = np.resize(np.abs(sample) if o.holds == "wide" else sample, v.shape)
@@ -128,6 +129,14 @@ def filled(c: Call, memory: Memory) -> Call:
         return None if v is None else replace(own[v.name], shape=v.shape, add=v.add)
 
     return replace(c, outs=tuple(map(mine, c.outs)), ins=tuple(map(mine, c.ins)))
+
+
+def bounds_of(c: Call, name: str) -> tuple[int, int]:
+    """Between which an integer operand is drawn, as the kernel check does."""
+    op = table()[c.signature.op]
+    found = integer_range(op.fused.get(c.op, op.spec), name, c.sizes | c.attrs)
+    assert found, f"{c.op}: {name} has no range"
+    return found
 
 
 def elapsed_ms(device: Cuda, lines: list[Callable[[], object]]) -> list[float]:

@@ -60,13 +60,13 @@ BACKWARD = {
     ("fp32", False): (32, 32, 8, 1, 1),
     ("fp32", True): (16, 16, 8, 1, 1),
 }
-# What `bench ops --tune` times beside them.
+# What `bench ops --tune` times beside them.  In the forward BLOCK_N divides BLOCK_M.
 CANDIDATES = {
     ("attention",): tuple(
         {"FORWARD": {("bf16", False): tile}}
         for tile in (
-            (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4), (64, 128, 4, 2), (128, 64, 4, 3),
-            (128, 64, 8, 3), (128, 64, 8, 4), (128, 128, 8, 2), (128, 128, 8, 3),
+            (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4), (128, 64, 4, 3), (128, 64, 8, 3),
+            (128, 64, 8, 4), (128, 128, 8, 2), (128, 128, 8, 3),
         )
     ),
     ("d_attention",): tuple(
@@ -200,7 +200,7 @@ def d_attention_kernel(
             v = load_rows(kv_x, b, first, T, 2 * NH + h, 3 * NH, HS, BLOCK_N, BLOCK_D, TMA)
             acc_dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
             acc_dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-            for m in tl.range(first, T, BLOCK_M, num_stages=STAGES):
+            for m in tl.range(first // BLOCK_M * BLOCK_M, T, BLOCK_M, num_stages=STAGES):
                 acc_dk, acc_dv = d_tile(
                     acc_dk, acc_dv, dqkv_p, dq_p, q_x, dy_x, k, v, lse_p + head * T,
                     d_p + head * T, b, h, m, first, i > 0, T, NH, scale,
@@ -239,7 +239,8 @@ def d_tile(
     dq = tl.load(dq_p, mask=again, other=0)  # (BLOCK_M, BLOCK_D)
     dq += tl.dot(ds.T, k, input_precision=PRECISION) * scale  # 3
     acc_dk = tl.dot(ds, q, acc_dk, input_precision=PRECISION)  # 3
-    if ONE_GROUP and diagonal:
+    # No later column has a part in these rows; where BLOCK_M ≤ BLOCK_N that is the diagonal's tile.
+    if ONE_GROUP and tl.minimum(m + BLOCK_M, T) <= first + BLOCK_N:
         store_rows(dqkv_p, dq, b, m, T, h, 3 * NH, HS, False)
     else:
         tl.store(dq_p, dq)

@@ -36,7 +36,7 @@ ROWS = 8  # of a tile: 16 numbers for each of 128 threads
 BLOCK = 1024  # at most: at N = 65,536 there are 67 M comparisons and 64 blocks to search
 SLICE = 64  # elements ranked by one program
 OTHERS = 32  # blocks searched at once
-PIECE = 32  # sorted elements, of which a run's are added up by one program
+PIECE = 32  # sorted elements, of which a run's are added up by one program; it divides SLICE
 RUN_ROWS = 4  # of dx that it loads at once; most runs are shorter
 # What `bench ops --tune` times beside them.
 CANDIDATES = {
