@@ -253,6 +253,55 @@ def test_a_missing_cublaslt_is_named_with_both_packages_and_the_way_around(no_cu
         cublaslt.library()
 
 
+@pytest.fixture
+def trial(gpu, monkeypatch, tmp_path):
+    """What cublaslt._chosen takes, of a product that is added to an output of 4 MiB; candidate 2 is
+    the fastest."""
+    cupy, now = sys.modules["cupy"], [0.0]
+    monkeypatch.setenv("BACKGLASS_CACHE", str(tmp_path))
+    monkeypatch.setattr(cublaslt, "library", lambda: SimpleNamespace(cublasLtGetVersion=lambda: 1))
+    monkeypatch.setattr(cublaslt, "_call", lambda p, algorithm, *more: now.append(algorithm))
+    cupy.cuda.Event = lambda: SimpleNamespace(
+        record=lambda stream: now.append(0), synchronize=lambda: None
+    )
+    cupy.cuda.get_elapsed_time = lambda a, b: now[-2]
+    out = cuda.Tensor(0, cuda.DTYPES["fp32"], (1024, 1024))
+    p = SimpleNamespace(candidates=[9.0, 8.0, 1.0])
+    return ("key",), p, out, None, None, None, True
+
+
+def test_cublaslt_remembers_what_was_fastest_and_gives_the_trials_memory_back(gpu, trial):
+    freed = []
+    sys.modules["cupy"].get_default_memory_pool = lambda: SimpleNamespace(
+        free_all_blocks=lambda: freed.append(gpu.allocated)
+    )
+    assert cublaslt._chosen(*trial) == 2 and freed == [4 << 20]
+    assert cublaslt._chosen(*trial) == 2 and gpu.allocated == 4 << 20  # no second trial
+
+
+def test_cublaslt_takes_the_first_algorithm_where_a_trial_has_no_room_and_forgets_it(gpu, trial):
+    gpu.free = 1 << 20
+    assert cublaslt._chosen(*trial) == 0
+    gpu.free = 8 << 20
+    assert cublaslt._chosen(*trial) == 2
+
+
+def test_a_sample_takes_no_memory_that_the_plan_has_not_counted(run, gpu, monkeypatch):
+    from backglass.infer import generate
+
+    taken, sample = [], generate.sample_text
+
+    def sample_text(*args, **named):
+        before = gpu.allocated
+        text = sample(*args, **named)
+        taken.append(gpu.allocated - before)
+        return text
+
+    monkeypatch.setattr(generate, "sample_text", sample_text)
+    assert train(run, "--batch-size", "64")[0] == 0
+    assert taken and taken[0] < 4096  # token ids and positions
+
+
 def test_own_kernels_train_without_cublaslt(run, gpu, no_cublaslt):
     code, text = train(run, "--matmul", "own")
     assert code == 0 and "tokens/s\n" in text and "of peak" not in text

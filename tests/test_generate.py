@@ -356,6 +356,33 @@ def test_sample_text_is_reproducible_and_leaves_the_run_alone(dev):
     assert all(np.array_equal(flat, before[name]) for name, flat in session.flats.items())
 
 
+@pytest.mark.parametrize("dev", ["numpy", "cpu"])
+def test_a_sample_of_a_run_lies_in_its_arena_and_changes_neither_text_nor_step(dev):
+    s = Settings(layers=2, heads=2, channels=32, seq_len=16, batch_size=4, device=dev)
+    c, tok = s.model_config(256), tokenizer.build("bytes", ())
+    ids = np.random.default_rng(0).integers(0, 256, (4, 17)).astype(np.int32)
+    batch, found = [(ids[:, :-1], ids[:, 1:])], []
+    for sample_first in (False, True):
+        session = Session(c, s, device.get(dev))
+        session.init()
+        for step in range(2):
+            session.gradients(batch, step)
+            session.update(step)
+            if sample_first:
+                arena = session.memory.flat["arena"]
+                g = Generator(c, session.flats["p"], session.device, room=arena)
+                assert all(np.shares_memory(g.memory.flat[n], arena) for n in ("cache", "arena"))
+                assert not np.shares_memory(g.memory.flat["cache"], g.memory.flat["arena"])
+                sample_text(c, session, tok, ids[0, :9], 30, seed=1)
+        found.append((session.state()["p"], sample_text(c, session, tok, ids[0, :9], 30, seed=1)))
+    alone = Session(c, s, device.get(dev))
+    alone.load_state(session.state())
+    assert "arena" not in alone.memory.flat
+    text = sample_text(c, alone, tok, ids[0, :9], 30, seed=1)
+    assert found[0][1] == found[1][1] == text
+    assert np.array_equal(found[0][0], found[1][0])
+
+
 # ---------------------------------------------------------------- Model
 
 

@@ -240,12 +240,12 @@ def _time_one(
 
 
 def _contents(c: Call, memory: Any) -> dict[str, np.ndarray]:
-    """What outputs hold that the call reads: those it adds to, those it updates."""
-    sig = c.signature
+    """What outputs hold that the call reads: those it adds to, it updates, it is also given."""
+    sig, given = c.signature, {v.name for v in c.ins if v is not None}
     return {
         v.name: memory.read(v)
         for o, v in zip(sig.outs, c.outs, strict=True)
-        if v is not None and (v.add or o.name in sig.updated)
+        if v is not None and (v.add or o.name in sig.updated or v.name in given)
     }
 
 

@@ -132,6 +132,8 @@ class Bench:
     json: Annotated[bool, arg(help="rows as JSON")] = False
 
     def run(self) -> int:
+        if self.tune and not self.aot:
+            self.device = self.device or "cuda"
         self.check()
         rows = {
             "ops": self.ops, "train": self.train, "generate": self.generate, "table": self.table,
@@ -295,7 +297,7 @@ class Bench:
 
         B, T = self.batch_size or 64, self.seq_len or 1024
         rungs = {op: rung for op, rung in parse_rungs(self.rung or "").items() if rung != "own"}
-        gpu = "" if self.aot else self.device or "cuda"
+        gpu = "" if self.aot else self.device or ""
         found = tune.tune(list(self.names), B, T, gpu, rungs, self.say)
         return [dataclasses.asdict(tile) for tile in found]
 

@@ -133,18 +133,30 @@ def _chosen(
     known = json.loads(file.read_text()) if file.exists() else {}
     name = " ".join(map(str, key))
     if known.get(name, CANDIDATES) >= len(p.candidates):
-        known[name] = _fastest(p, out, a, b, work, add)
+        fastest = _fastest(p, out, a, b, work, add)
+        if fastest is None:
+            return 0  # the heuristic's favourite; not remembered
+        known[name] = fastest
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, known)
     return known[name]
 
 
-def _fastest(p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor, add: bool) -> int:
-    """Time every candidate; on an output of its own if what `out` holds is still needed."""
+def _fastest(
+    p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor, add: bool
+) -> int | None:  # fmt: skip
+    """Time every candidate; on an output of its own if what `out` holds is still needed, None if
+    there is no room for it.
+
+    A plan does not count that output: it is gone before the first step, and back with the driver.
+    """
     import cupy
 
-    stream = cupy.cuda.get_current_stream()
-    held = cupy.empty(math.prod(out.shape) * out.dtype.itemsize if add else 0, cupy.uint8)
+    stream, pool = cupy.cuda.get_current_stream(), cupy.get_default_memory_pool()
+    try:
+        held = cupy.empty(math.prod(out.shape) * out.dtype.itemsize if add else 0, cupy.uint8)
+    except cupy.cuda.memory.OutOfMemoryError:
+        return None
     trial = Tensor(held.data.ptr, out.dtype, out.shape) if add else out
     times = []
     for algorithm in p.candidates:
@@ -156,6 +168,8 @@ def _fastest(p: Product, out: Tensor, a: Tensor, b: Tensor, work: Tensor, add: b
         end.record(stream)
         end.synchronize()
         times.append(cupy.cuda.get_elapsed_time(begin, end))
+    del held
+    pool.free_all_blocks()
     return times.index(min(times))
 
 

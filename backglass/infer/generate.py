@@ -28,6 +28,7 @@ from backglass.execute.run import Run
 from backglass.infer.cache import GROUP, declare_cache, only_cache, with_cache
 from backglass.infer.sampling import Sampling, choose
 from backglass.models import gpt2
+from backglass.program.plan import ALIGN_BYTES, ARENA
 from backglass.program.record import Program
 from backglass.program.step import declare, record_logits
 from backglass.view import DTYPES, View
@@ -42,7 +43,7 @@ class Piece:
         t = declare(gpt2, g.c, g.B, T, g.dtype)
         start = View("start", (g.B,), "i32", "input")
         program = with_cache(record_logits(gpt2, g.c, g.B, T, g.dtype), g.cache, start)
-        memory = g.memory.sharing("p", GROUP)
+        memory = g.memory.sharing(*g.memory.flat)
         self.run, self.last = bind(program if head else only_cache(program), g.device, memory)
         self.memory, self.t, self.start = memory, t, start
 
@@ -61,24 +62,35 @@ class Generator:
     """A batch of up to B sequences that grow.
 
     parameters: the model's flat buffer, in the device's memory; it is read, never copied, so a
-    training run's own will do.
+    training run's own will do.  room: bytes in the device's memory that nobody needs meanwhile,
+    such as the arena of that run between two steps: cache and activations lie there if they fit.
     Same prompts, seed and machine: same tokens. In a batch of another size the matmuls may sum in
     another order, and the logits differ by rounding.
     """
 
     def __init__(
         self, c: gpt2.Config, parameters: Any, device: Device, B: int = 1,
-        dtype: str = "fp32",
+        dtype: str = "fp32", room: Any = None,
     ):  # fmt: skip
         self.c = dataclasses.replace(c, dropout=0.0, attention="flash")
         self.B, self.dtype, self.device = B, dtype, device
         self.memory = device.memory()
         self.memory.flat["p"] = parameters
         self.cache = declare_cache(self.c, B, dtype)
-        self.memory.allocate(self.cache.flat)
+        self._make_cache(room)
         self.windows: list[list[int]] = [[] for _ in range(B)]  # [] is a parked sequence
         self._decode = Piece(self, 1, head=True)
         self._prefill: dict[int, Piece] = {}
+
+    def _make_cache(self, room: Any) -> None:
+        """At the end of the room; what is before it becomes the arena of every piece."""
+        flat = self.cache.flat
+        at = ((0 if room is None else room.nbytes) - flat.nbytes) // ALIGN_BYTES * ALIGN_BYTES
+        if at < 0:
+            self.memory.allocate(flat)
+            return
+        self.memory.flat[GROUP] = room[at : at + flat.nbytes].view(self.memory.storage(flat.dtype))
+        self.memory.flat[ARENA] = room[:at]
 
     def begin(self, prompts: Sequence[Iterable[int]]) -> None:
         """Start over with these prompts, at most B, of at least one token each.  Of a prompt longer
@@ -201,7 +213,8 @@ def sample_text(
     c: gpt2.Config, session: Any, tokenizer: Tokenizer, prompt: np.ndarray, count: int, seed: int
 ) -> str:
     """The model's continuation of prompt, `count` tokens long, end-of-text or not."""
-    g = Generator(c, session.memory.flat["p"], session.device, dtype=session.s.dtype)
+    held = session.memory.flat
+    g = Generator(c, held["p"], session.device, dtype=session.s.dtype, room=held.get(ARENA))
     known = min(c.vocab_size, tokenizer.vocab_size)
     steps = g.stream([nonempty(prompt, tokenizer)], count, Sampling(seed=seed), vocab_size=known)
     return tokenizer.decode(token for (token,) in steps if token is not None)
