@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -452,3 +453,35 @@ def test_fresh_activations_are_nan_in_both_formats(gpu):
     for dtype in ("fp32", "bf16"):
         values = memory.read(View(dtype, (3,), dtype, "act")).astype("float32")
         assert (values != values).all()
+
+
+# ---------------------------------------------------------------- bench ops --tune
+
+
+def test_tune_times_on_the_gpu_that_was_asked_for_and_says_what_to_edit(run, gpu, monkeypatch):
+    from backglass.bench import tune
+
+    gpu.count, gpu.used = 2, []
+
+    def compile_all(names, B, T, rungs, arch):
+        assert arch == 90
+        return list(map(tune._tile, tune.trials(get("cuda:1"), names, B, T)))
+
+    def time_all(every, tiles, device, ms_of):
+        ms = {"BLOCK=512, WARPS=4": 0.5}
+        return (replace(t, ms=ms.get(t.settings, 1.0)) for t in tiles)
+
+    monkeypatch.setattr(tune, "compile_all", compile_all)
+    monkeypatch.setattr(tune, "time_all", time_all)
+    code, text = run("bench", "ops", "adamw", "--tune", "--device", "cuda:1")
+    assert code == 0 and set(gpu.used) == {1}
+    assert (
+        "the fastest: BLOCK=512, WARPS=4" in text and "ops/adamw/gpu.py, adamw: BLOCK=512" in text
+    )
+    assert "saves 50.0% of 1.000 ms: edit it there, not BLOCK=1024, WARPS=8" in text
+
+
+def test_tune_on_a_gpu_without_bf16_is_wrong_use(run, gpu):
+    gpu.capability = "75"
+    code, text = run("bench", "ops", "adamw", "--tune")
+    assert code == 2 and "is for bf16; cuda has fp32" in text
