@@ -67,6 +67,15 @@ def test_a_trial_changes_its_constants_and_puts_them_back():
     assert (module.ROWS, module.TILES) == (2, {"a": 1, "b": 2})
 
 
+def test_a_trial_reaches_into_a_module_that_its_module_has_imported():
+    module, inner = ModuleType("kernels"), ModuleType("inner")
+    module.inner, inner.STAGES = inner, 2
+    t = Trial(None, module, (), {"inner.STAGES": 3})
+    with tune.changed(t):
+        assert inner.STAGES == 3
+    assert inner.STAGES == 2 and not hasattr(module, "STAGES")
+
+
 def test_settings_read_as_one_would_write_them():
     t = Trial(None, None, (), {"F": {("bf16", False): (64, 8)}, "T": {2: 5}, "ROWS": 4})
     assert t.settings() == "F['bf16', False]=(64, 8), T[2]=5, ROWS=4"

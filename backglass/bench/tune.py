@@ -5,7 +5,8 @@ A module of launchers that has something to choose names it beside the choice:
     ROWS = 2
     CANDIDATES = {("layernorm", "add_layernorm"): ({"ROWS": 1}, {"ROWS": 4})}
 
-for the calls that depend on it: what its constants may be instead; of a table, single entries.
+for the calls that depend on it: what its constants may be instead; of a table, single entries;
+of a module it has imported, "module.CONSTANT".
 Here every candidate replaces the constants while the call is bound, run and timed, in bf16; its
 outputs are held against those of the choice.  Nothing is written: the verdict names the file and
 the constants to edit, if they save more than GAIN of the time of all shapes together.
@@ -109,7 +110,7 @@ def trials(device: Any, names: list[str], B: int, T: int) -> list[Trial]:
                 found += [
                     Trial(c, module, serves, some)
                     for some in candidates
-                    if any(getattr(module, k) != v for k, v in _merged(module, some).items())
+                    if any(_now(module, k) != v for k, v in _merged(module, some).items())
                 ]
     return found
 
@@ -118,7 +119,7 @@ def _choice(module: ModuleType, candidates: tuple[dict[str, Any], ...]) -> dict[
     """What the module has in every place that a candidate changes."""
     chosen: dict[str, Any] = {}
     for name, value in (item for some in candidates for item in some.items()):
-        now = getattr(module, name)
+        now = _now(module, name)
         if isinstance(value, dict):
             chosen.setdefault(name, {}).update({key: now[key] for key in value})
         else:
@@ -129,7 +130,7 @@ def _choice(module: ModuleType, candidates: tuple[dict[str, Any], ...]) -> dict[
 def _merged(module: ModuleType, changes: dict[str, Any]) -> dict[str, Any]:
     """The constants whole: of a table the other entries too."""
     return {
-        name: {**getattr(module, name), **value} if isinstance(value, dict) else value
+        name: {**_now(module, name), **value} if isinstance(value, dict) else value
         for name, value in changes.items()
     }
 
@@ -137,14 +138,24 @@ def _merged(module: ModuleType, changes: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def changed(t: Trial) -> Iterator[None]:
     """The module with a trial's constants in the place of its own."""
-    before = {name: getattr(t.module, name) for name in t.changes}
+    before = {name: _now(t.module, name) for name in t.changes}
     try:
         for name, value in _merged(t.module, t.changes).items():
-            setattr(t.module, name, value)
+            setattr(*_place(t.module, name), value)
         yield
     finally:
         for name, value in before.items():
-            setattr(t.module, name, value)
+            setattr(*_place(t.module, name), value)
+
+
+def _place(module: ModuleType, name: str) -> tuple[Any, str]:
+    """(the module that has the constant, what it is called there)."""
+    inner, _, constant = name.rpartition(".")
+    return (getattr(module, inner) if inner else module), constant
+
+
+def _now(module: ModuleType, name: str) -> Any:
+    return getattr(*_place(module, name))
 
 
 # ---------------------------------------------------------------- compiling

@@ -62,20 +62,25 @@ BACKWARD = {
 }
 # What `bench ops --tune` times beside them.  In the forward BLOCK_N divides BLOCK_M.
 CANDIDATES = {
-    ("attention",): tuple(
-        {"FORWARD": {("bf16", False): tile}}
-        for tile in (
-            (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4), (128, 64, 4, 3), (128, 64, 8, 3),
-            (128, 64, 8, 4), (128, 128, 8, 2), (128, 128, 8, 3),
-        )
+    ("attention",): (
+        {"gpu_forward.STAGES": 2}, {"gpu_forward.STAGES": 3}, {"gpu_forward.STAGES": 5},
+        *(
+            {"gpu_backward.SPECIALISED": False, "FORWARD": {("bf16", False): tile}}
+            for tile in (
+                (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4), (128, 64, 4, 3), (128, 64, 8, 3),
+                (128, 64, 8, 4), (128, 128, 8, 2),
+            )
+        ),
     ),
-    ("d_attention",): tuple(
-        {"BACKWARD": {("bf16", False): tile}}
-        for tile in (
-            (64, 64, 4, 2, 1), (64, 64, 4, 2, 2), (64, 64, 4, 3, 1), (64, 64, 4, 3, 2),
-            (64, 128, 8, 2, 1), (64, 128, 8, 3, 1), (64, 128, 8, 4, 1), (128, 64, 8, 2, 1),
-            (128, 128, 8, 2, 1),
-        )
+    ("d_attention",): (
+        {"gpu_backward.STAGES": 2}, {"gpu_backward.STAGES": 3},
+        *(
+            {"gpu_backward.SPECIALISED": False, "BACKWARD": {("bf16", False): tile}}
+            for tile in (
+                (32, 128, 4, 3, 2), (64, 64, 4, 2, 1), (64, 64, 4, 2, 2), (64, 64, 4, 3, 1),
+                (64, 128, 8, 2, 1), (64, 128, 8, 3, 1), (128, 64, 8, 2, 1), (128, 128, 8, 2, 1),
+            )
+        ),
     ),
 }  # fmt: skip
 
@@ -200,7 +205,8 @@ def d_attention_kernel(
             v = load_rows(kv_x, b, first, T, 2 * NH + h, 3 * NH, HS, BLOCK_N, BLOCK_D, TMA)
             acc_dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
             acc_dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-            for m in tl.range(first // BLOCK_M * BLOCK_M, T, BLOCK_M, num_stages=STAGES):
+            start = first if BLOCK_M <= BLOCK_N else first // BLOCK_M * BLOCK_M
+            for m in tl.range(start, T, BLOCK_M, num_stages=STAGES):
                 acc_dk, acc_dv = d_tile(
                     acc_dk, acc_dv, dqkv_p, dq_p, q_x, dy_x, k, v, lse_p + head * T,
                     d_p + head * T, b, h, m, first, i > 0, T, NH, scale,
@@ -239,8 +245,9 @@ def d_tile(
     dq = tl.load(dq_p, mask=again, other=0)  # (BLOCK_M, BLOCK_D)
     dq += tl.dot(ds.T, k, input_precision=PRECISION) * scale  # 3
     acc_dk = tl.dot(ds, q, acc_dk, input_precision=PRECISION)  # 3
-    # No later column has a part in these rows; where BLOCK_M ≤ BLOCK_N that is the diagonal's tile.
-    if ONE_GROUP and tl.minimum(m + BLOCK_M, T) <= first + BLOCK_N:
+    # Whether no later column has a part in these rows.
+    complete = diagonal if BLOCK_M <= BLOCK_N else tl.minimum(m + BLOCK_M, T) <= first + BLOCK_N
+    if ONE_GROUP and complete:
         store_rows(dqkv_p, dq, b, m, T, h, 3 * NH, HS, False)
     else:
         tl.store(dq_p, dq)

@@ -33,6 +33,9 @@ HALF = gl.constexpr(64)  # keys of a maker; a column has two
 ROWS = gl.constexpr(64)  # queries of a tile
 TILES = (64, 128, 16, 4, 1)  # queries, keys, warps, stages, programs of a multiprocessor
 STAGES = TILES[3]  # of q and dy, 16 KiB each time
+SPECIALISED = (
+    True  # False: the plain kernels of gpu.py, beside which `bench ops --tune` times these
+)
 # 65,536 registers for 4 groups of 128 threads
 REGISTERS, MAKER_REGISTERS, GATHERER_REGISTERS, LOADER_REGISTERS = 128, 192, 96, 32
 LOG2E = gl.constexpr(1.4426950408889634)
@@ -275,7 +278,7 @@ def store_rows(x, to_p, stride):
 
 def specialises(dtype: str, HS: int, T: int) -> bool:
     """Whether this kernel can."""
-    return dtype == "bf16" and HS == 64 and T % 128 == 0 and has_gluon()
+    return SPECIALISED and dtype == "bf16" and HS == 64 and T % 128 == 0 and has_gluon()
 
 
 def launch(dqkv, dq, qkv, dy, lse, d, groups):

@@ -42,6 +42,10 @@ STAGES = 4  # of 48 KiB
 # 65,536 registers for 3 groups of 128 threads: 168 each, of which the last, two warps that add and
 # one that loads, gives some to the others.
 REGISTERS, CONSUMER_REGISTERS, OTHER_REGISTERS = 168, 208, 96
+# What `bench ops --tune` times beside them.
+CANDIDATES = {
+    ("d_matmul_w",): ({"STAGES": 3}, {"GROUP": 4}, {"GROUP": 16}, {"BLOCK_K": 32, "STAGES": 8}),
+}
 
 grouped_tile = gluon.jit(v5_tma.grouped_tile.fn)
 

@@ -36,9 +36,8 @@ CHUNK = 8192  # rows: enough for the matmuls to run at full speed
 # What `bench ops --tune` times beside them.
 CANDIDATES = {
     ("linear_xent",): (
-        {"WARPS_IN_PLACE": 8}, {"WARPS_IN_PLACE": 32}, {"BLOCK_BYTES": 8192},
-        {"BLOCK_BYTES": 32768}, {"BLOCK_BYTES": 32768, "WARPS_IN_PLACE": 32},
-        {"CHUNK": 4096}, {"CHUNK": 16384},
+        {"WARPS": 4}, {"WARPS": 16}, {"BLOCK_BYTES": 4096, "WARPS": 4}, {"BLOCK_BYTES": 16384},
+        {"BLOCK_BYTES": 16384, "WARPS": 16}, {"CHUNK": 4096}, {"CHUNK": 16384},
     ),
 }  # fmt: skip
 
