@@ -35,6 +35,7 @@ from backglass.bench import measured
 from backglass.bench.gpu import calls, filled, replayed_ms
 from backglass.bench.ops import distinct, shape_of
 from backglass.checks.kernel import ULP, rms
+from backglass.device.cuda_faults import known
 from backglass.errors import wrong_use
 from backglass.program.cost import line_cost
 from backglass.program.record import Call
@@ -233,8 +234,6 @@ def _time_one(
     t: Trial, tile: Tile, device: Any, memory: Any, mine: Call, start: dict, ms_of: Callable
 ) -> tuple[Tile, list[np.ndarray]]:
     """(the tile with its time, samples of the outputs of its first run)."""
-    from triton.runtime.errors import OutOfResources
-
     for v in mine.outs:
         if v is not None:
             memory.write(v, start.get(v.name, np.nan))
@@ -244,7 +243,9 @@ def _time_one(
             line()
             outputs = [_sample(memory.read(v)) for v in mine.outs if v is not None]
             ms = ms_of(line)
-        except OutOfResources as error:
+        except Exception as error:
+            if not isinstance(error, known("triton.runtime.errors", "OutOfResources")):
+                raise
             return replace(tile, note=_first_line(error)), []
     k = line_cost(t.call, 1.0, 1.0)
     return replace(tile, ms=ms, tflops=k.flops / ms / 1e9, tbytes=k.nbytes / ms / 1e9), outputs

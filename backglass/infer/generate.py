@@ -85,10 +85,10 @@ class Generator:
     def _make_cache(self, room: Any) -> None:
         """At the end of the room; what is before it becomes the arena of every piece."""
         flat = self.cache.flat
-        at = ((0 if room is None else room.nbytes) - flat.nbytes) // ALIGN_BYTES * ALIGN_BYTES
-        if at < 0:
+        if room is None or room.nbytes < flat.nbytes:
             self.memory.allocate(flat)
             return
+        at = (room.nbytes - flat.nbytes) // ALIGN_BYTES * ALIGN_BYTES
         self.memory.flat[GROUP] = room[at : at + flat.nbytes].view(self.memory.storage(flat.dtype))
         self.memory.flat[ARENA] = room[:at]
 
