@@ -45,10 +45,10 @@ def test_importing_the_package_is_light():
 
 
 def test_numba_and_triton_are_imported_only_where_kernels_live():
-    allowed = {"cpu.py", "gpu.py"}
+    allowed = {"cpu", "gpu"}  # cpu.py, gpu.py, gpu_backward.py
     for file in (ROOT / "backglass").rglob("*.py"):
         inside = file.relative_to(ROOT / "backglass").parts
-        if file.name in allowed or "ladder" in inside or inside[0] == "device":
+        if file.stem.partition("_")[0] in allowed or "ladder" in inside or inside[0] == "device":
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
