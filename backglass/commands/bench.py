@@ -186,7 +186,7 @@ class Bench:
                 "bench ops --tune times our own kernels on a GPU, in bf16; leave --rivals and "
                 "--dtype out, and --device unless it is another GPU: cuda:1"
             )
-        Settings(device=self.device or "cpu", dtype=self.dtype or "auto")
+        Settings(device=self.device or "cpu", dtype=self.chosen_dtype)
         if self.what == "ops" and self.rivals and device == "cpu":
             raise wrong_use(
                 "bench ops --rivals: PyTorch's attention is measured on a GPU, add --device cuda; "
@@ -219,6 +219,12 @@ class Bench:
         from backglass.device import kind_of
 
         return kind_of(self.device or "cpu")
+
+    @property
+    def chosen_dtype(self) -> str:
+        """Not auto: asking the GPU would open it here, and half a GiB of it then counts as used
+        by every worker that we start."""
+        return self.dtype or {"cpu": "fp32", "cuda": "bf16"}[self.kind]
 
     def shape(self) -> tuple[int, int]:
         B, T = SHAPES[self.kind]
@@ -334,7 +340,7 @@ class Bench:
         from backglass.bench import train
 
         device = self.device or "cpu"
-        s = s.replace(device=device, dtype=self.dtype or "auto")
+        s = s.replace(device=device, dtype=self.chosen_dtype)
         steps = self.steps or STEPS[self.kind]
         job = train.training_job(s, *self.shape(), steps, self.threads or 0)
         return job | {"recompute": self.recompute or "", "max_autotune": self.max_autotune}

@@ -141,24 +141,14 @@ def loader(
 
 @gluon.jit
 def maker(
-    dqkv_p, column, row, passed, walk: gl.constexpr, WHICH: gl.constexpr,
-    STAGES: gl.constexpr,
-):  # fmt: skip
-    """dk and dv of half of a column's keys, and the gatherer's dsᵀ.
-
-    A tile is held transposed, keys × queries: so pᵀ and dsᵀ are in registers what the products for
-    dv and dk want on their left.
-    """
+    dqkv_p, column, row, passed, walk: gl.constexpr, WHICH: gl.constexpr, STAGES: gl.constexpr
+):
+    """dk and dv of half of a column's keys, and the gatherer's dsᵀ."""
     k_bufs, v_bufs, column_full, column_empty = column
-    q_bufs, dy_bufs, lse_bufs, d_bufs, row_full, row_empty = row
-    ds_bufs, ds_full, ds_empty = passed
+    row_full, row_empty = row[4], row[5]
     T: gl.constexpr = walk[0]
     NH: gl.constexpr = walk[1]
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
-    left: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
-    along: gl.constexpr = gl.SliceLayout(0, layout)
-    keys = gl.arange(0, HALF, gl.SliceLayout(1, layout))
-    queries = gl.arange(0, ROWS, along)
     zeros = gl.zeros((HALF, ROWS), gl.float32, layout)
     tile = 0
     done = 0
@@ -176,34 +166,11 @@ def maker(
                 if WHICH == 1:  # the column's first queries are before all of these keys
                     mbarrier.wait(row_full.index(tile % STAGES), (tile // STAGES) & 1)
                     mbarrier.arrive(row_empty.index(tile % STAGES))
-                    hand_on(zeros.to(gl.bfloat16), ds_bufs[WHICH], ds_full, ds_empty, tile)
+                    hand_on(zeros.to(gl.bfloat16), passed, WHICH, tile)
                     tile += 1
                 for m in range(first + WHICH * HALF, T, ROWS):
-                    s = tile % STAGES
-                    mbarrier.wait(row_full.index(s), (tile // STAGES) & 1)
-                    q = q_bufs.index(s)
-                    dy = dy_bufs.index(s)
-                    scores = hopper.warpgroup_mma(
-                        k, q.permute((1, 0)), zeros, use_acc=False, is_async=True
-                    )
-                    dp = hopper.warpgroup_mma(
-                        v, dy.permute((1, 0)), zeros, use_acc=False, is_async=True
-                    )  # 1
-                    lse = lse_bufs.index(s).load(along)
-                    scores = hopper.warpgroup_mma_wait(1, deps=(scores,))
-                    p = gl.exp2(scores * (SCALE * LOG2E) - lse[None, :])  # 5
-                    if m == first + WHICH * HALF:
-                        p = gl.where(keys[:, None] <= queries[None, :], p, 0.0)
-                    pt = gl.convert_layout(p.to(gl.bfloat16), left)
-                    d = d_bufs.index(s).load(along)
-                    dp = hopper.warpgroup_mma_wait(0, deps=(dp,))
-                    dv = hopper.warpgroup_mma(pt, dy, dv, is_async=True)  # 1
-                    ds = (p * (dp - d[None, :])).to(gl.bfloat16)  # 2
-                    hand_on(ds, ds_bufs[WHICH], ds_full, ds_empty, tile)
-                    dst = gl.convert_layout(ds, left)
-                    dk = hopper.warpgroup_mma(dst, q, dk, is_async=True)  # 3
-                    dv, dk, pt, dst = hopper.warpgroup_mma_wait(0, deps=(dv, dk, pt, dst))
-                    mbarrier.arrive(row_empty.index(s))
+                    diagonal = m == first + WHICH * HALF
+                    dk, dv = d_tile(dk, dv, k, v, row, passed, tile, diagonal, WHICH, STAGES)
                     tile += 1
                 mbarrier.arrive(column_empty.index(c))
                 to_p = dqkv_p + (head // NH * T + first + WHICH * HALF).to(gl.int64) * 3 * NH * HS
@@ -212,13 +179,54 @@ def maker(
 
 
 @gluon.jit
-def hand_on(ds, ds_bufs, ds_full, ds_empty, tile):
+def d_tile(
+    dk, dv, k, v, row, passed, tile, diagonal, WHICH: gl.constexpr, STAGES: gl.constexpr
+):  # fmt: skip
+    """What a tile of queries adds to dk and dv of a maker's keys.
+
+    It is held transposed, keys × queries: so pᵀ and dsᵀ are in registers what the products for dv
+    and dk want on their left.
+    """
+    q_bufs, dy_bufs, lse_bufs, d_bufs, full, empty = row
+    layout: gl.constexpr = dk.type.layout
+    left: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
+    along: gl.constexpr = gl.SliceLayout(0, layout)
+    keys = gl.arange(0, HALF, gl.SliceLayout(1, layout))
+    queries = gl.arange(0, ROWS, along)
+    zeros = gl.zeros((HALF, ROWS), gl.float32, layout)
+    s = tile % STAGES
+    mbarrier.wait(full.index(s), (tile // STAGES) & 1)
+    q = q_bufs.index(s)
+    dy = dy_bufs.index(s)
+    scores = hopper.warpgroup_mma(k, q.permute((1, 0)), zeros, use_acc=False, is_async=True)
+    dp = hopper.warpgroup_mma(v, dy.permute((1, 0)), zeros, use_acc=False, is_async=True)  # 1
+    lse = lse_bufs.index(s).load(along)
+    scores = hopper.warpgroup_mma_wait(1, deps=(scores,))
+    p = gl.exp2(scores * (SCALE * LOG2E) - lse[None, :])  # 5
+    if diagonal:
+        p = gl.where(keys[:, None] <= queries[None, :], p, 0.0)
+    pt = gl.convert_layout(p.to(gl.bfloat16), left)
+    d = d_bufs.index(s).load(along)
+    dp = hopper.warpgroup_mma_wait(0, deps=(dp,))
+    dv = hopper.warpgroup_mma(pt, dy, dv, is_async=True)  # 1
+    ds = (p * (dp - d[None, :])).to(gl.bfloat16)  # 2
+    hand_on(ds, passed, WHICH, tile)
+    dst = gl.convert_layout(ds, left)
+    dk = hopper.warpgroup_mma(dst, q, dk, is_async=True)  # 3
+    dv, dk, pt, dst = hopper.warpgroup_mma_wait(0, deps=(dv, dk, pt, dst))
+    mbarrier.arrive(empty.index(s))
+    return dk, dv
+
+
+@gluon.jit
+def hand_on(ds, passed, WHICH: gl.constexpr, tile):
     """dsᵀ of a tile to the gatherer."""
+    bufs, full, empty = passed
     b = tile % 2
-    mbarrier.wait(ds_empty.index(b), (tile // 2 + 1) & 1)
-    ds_bufs.index(b).store(ds)
+    mbarrier.wait(empty.index(b), (tile // 2 + 1) & 1)
+    bufs[WHICH].index(b).store(ds)
     hopper.fence_async_shared()
-    mbarrier.arrive(ds_full.index(b))
+    mbarrier.arrive(full.index(b))
 
 
 @gluon.jit

@@ -12,7 +12,7 @@ number that comes from memory is multiplied most often:
     adder        adds up the columns of both tiles of dy
 
 All of dy passes through shared memory, and db needs nothing else: where a pass of its own over dy
-took 57 µs on average, the adder's takes no time that could be measured.
+took 57 µs on average, this makes a call of 0.51 ms 0.02 longer (O = 3,072, H200, 2026-11-24).
 
 Where there are fewer tiles than multiprocessors, N is cut into pieces, and the pieces' sums are
 added up afterwards, in order.
