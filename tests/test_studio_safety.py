@@ -170,7 +170,7 @@ def test_read_only_refuses_verifying_and_nothing_else(recording, tmp_path):
 
 def test_verifying_twice_at_once_is_refused(client, recording):
     path = address(recording, "/verify")
-    lock = client.guarded.app.state.studio.verifying
+    lock = client.guarded.app.state.studio.busy
     assert lock.acquire(timeout=20)
     assert client.ask(path, "POST").status == 409
     lock.release()
