@@ -21,6 +21,7 @@ from backglass.debugger.trace import Event, NotStored, Trace, Version
 from backglass.errors import UserError, wrong_use
 
 BAND_NUMBERS = 1 << 22  # compared in one go
+CHOICES = ("matmul", "rung")  # settings that choose among the kernels of an op
 
 
 @dataclass(frozen=True)
@@ -128,22 +129,19 @@ def unlikeness(a: Trace, b: Trace) -> list[str]:
         one, other = (str(t.manifest[key]) for t in (a, b))
         if one != other:
             found.append(f"{key}: {one} and {other}")
-    sources = [kernel_sources(t) for t in (a, b)]
-    differ = sorted(n for n in sources[0].keys() & sources[1].keys() if sources[0][n] != sources[1][n])
-    only = sorted(sources[0].keys() ^ sources[1].keys())
-    if not found and (differ or only):
-        named = ", ".join((differ + only)[:3]) + " …" * (len(differ + only) > 3)
-        found.append(f"the kernels' source: {named}")
-    if not found:  # one file, several ways to compute
-        ways = [(t.manifest["settings"].get("matmul"), t.manifest["settings"].get("rung")) for t in (a, b)]
-        found += [f"kernels chosen: {ways[0]} and {ways[1]}"] * (ways[0] != ways[1])
+    one, other = (kernels(t) for t in (a, b))
+    if not found and (ops := [op for op in one if op in other and one[op] != other[op]]):
+        found.append(f"the kernels of {', '.join(ops[:4])}{' …' * (len(ops) > 4)}")
+    if not found:  # one file may hold several ways to compute
+        one, other = ({k: t.manifest["settings"].get(k) for k in CHOICES} for t in (a, b))
+        found += [f"{k}: {one[k]} and {other[k]}" for k in CHOICES if one[k] != other[k]]
     return found
 
 
-def kernel_sources(t: Trace) -> dict[str, str]:
-    """Hashes of the source files that kernels of the recording are in."""
-    ran = {e.kernel for e in t.events()}
-    return {name: digest for name, digest in t.manifest["sources"].items() if name in ran}
+def kernels(t: Trace) -> dict[str, tuple[str, str]]:
+    """Of each op the file of the function that ran, and the file's hash."""
+    sources = t.manifest["sources"]
+    return {e.op: (e.kernel, sources.get(e.kernel, "")) for e in t.events()}
 
 
 def events_in_both(a: Trace, b: Trace) -> int | None:

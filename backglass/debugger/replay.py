@@ -143,9 +143,7 @@ class Matcher:
         self.count += 1
 
 
-def before_recorded(
-    trace: Trace, progress: Progress = lambda done, total: None
-) -> Before:
+def before_recorded(trace: Trace, progress: Progress = lambda done, total: None) -> Before:
     """The state before a recorded step.  Raises UserError if it cannot be had again."""
     with reading(trace.folder / "manifest.json"):
         s = Settings(**trace.manifest["settings"])

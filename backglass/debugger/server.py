@@ -268,9 +268,7 @@ def told(request: Request, error: Exception) -> Response:
 # ------------------------------------------------------------------ serving
 
 
-def serve(
-    root: Path, port: int, read_only: bool, cap: int, ready: Callable[[str], None]
-) -> None:
+def serve(root: Path, port: int, read_only: bool, cap: int, ready: Callable[[str], None]) -> None:
     """Serve until interrupted.  ready: called with the address, once connections are taken."""
     studio, token = Studio(Shelf(root), STATIC, read_only, cap), secrets.token_urlsafe(32)
     with listen(port) as at:

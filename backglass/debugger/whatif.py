@@ -77,9 +77,7 @@ def what_if(
     folder = new_folder(reading.folder)
     with closing(Trace(reading.folder)) as trace:
         known = fork_of(trace.manifest)
-        fork = Fork(
-            reading.folder.name, event, (*(known.edits if known else ()), edit)
-        )
+        fork = Fork(reading.folder.name, event, (*(known.edits if known else ()), edit))
         before = before_recorded(trace, progress)
         origin = {k: x for k, x in trace.manifest["before"].items() if k != "by_run"}
         with removed_unless_done(folder), no_room(reading.folder, cap):
