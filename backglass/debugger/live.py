@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,11 @@ def parse_cursor(text: str) -> Cursor:
     return (int(match[1]), int(match[2]), match[3]) if match else NOTHING
 
 
-async def news(shelf: Shelf, asked: list[tuple[str, Cursor]], wait: float) -> list[dict[str, Any]]:
-    """What is new of these runs; after `wait` seconds without anything, nothing.  Raises Problem
-    for the id of no run."""
+async def news(
+    shelf: Shelf, asked: list[tuple[str, Cursor]], wait: float, ending: Callable[[], bool]
+) -> list[dict[str, Any]]:
+    """What is new of these runs; nothing after `wait` seconds without anything, or when the server
+    ends.  Raises Problem for the id of no run."""
     until = time.monotonic() + wait
 
     places = {id_of(run.folder): folder for run, folder in await run_in_threadpool(shelf.places)}
@@ -50,7 +53,9 @@ async def news(shelf: Shelf, asked: list[tuple[str, Cursor]], wait: float) -> li
         runs = ((run_at(places[given]), seen) for given, seen in asked)
         return [row for run, seen in runs if run and (row := new_of(run, seen))]
 
-    while not (found := await run_in_threadpool(look)) and time.monotonic() < until:
+    while not (found := await run_in_threadpool(look)):
+        if ending() or time.monotonic() >= until:
+            break
         await asyncio.sleep(LOOK_SECONDS)
     return found
 
@@ -72,6 +77,7 @@ def new_of(run: Run, seen: Cursor) -> dict[str, Any] | None:
     if marked != shown or again:
         row["recordings"] = [row_of(p) for p in run.recordings]
         row["steps"] = planned_steps(run.folder)
+    row["age_s"] = age(run.folder / "log.jsonl")
     row["cursor"] = f"{now}-{log.end if log else start}-{marked}"
     return row
 
@@ -83,6 +89,11 @@ def identity(path: Path) -> tuple[int, int]:
         return 0, 0
     found = path.stat()
     return found.st_ino, found.st_size
+
+
+def age(path: Path) -> float | None:
+    """Seconds since a log has grown."""
+    return max(0.0, time.time() - path.stat().st_mtime) if is_file(path) else None
 
 
 def recordings_mark(run: Run) -> str:

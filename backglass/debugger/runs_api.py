@@ -15,10 +15,8 @@ from backglass.debugger.live import MOST_RUNS, MOST_SECONDS, news, parse_cursor
 from backglass.debugger.problem import Problem
 from backglass.debugger.server import (
     RECORDING,
-    VERSION,
     as_json,
     job,
-    path_number,
     query_number,
     reading_of,
     require_writable,
@@ -40,14 +38,14 @@ async def live(request: Request) -> Response:
     wait = query_number(request, "wait") if "wait" in request.query_params else 0
     shelf = studio_of(request).shelf
     cursors = [(given, parse_cursor(cursor)) for given, cursor in pairs]
-    return as_json({"runs": await news(shelf, cursors, min(wait, MOST_SECONDS))})
+    ending = request.app.state.ending
+    return as_json({"runs": await news(shelf, cursors, min(wait, MOST_SECONDS), ending)})
 
 
-def counterpart(request: Request) -> Response:
-    """The same version of the same tensor in another recording."""
-    v = reading_of(request).version(path_number(request, "v"))
-    other = studio_of(request).shelf.reading(request.path_params["other"])
-    return as_json(other.named(v["tensor"], v["number"]))
+def named(request: Request) -> Response:
+    """?number=N: that version of a tensor, by its name."""
+    tensor, number = request.path_params["tensor"], query_number(request, "number")
+    return as_json(reading_of(request).named(tensor, number))
 
 
 async def compare(request: Request) -> Response:
@@ -120,7 +118,7 @@ async def body_of(request: Request) -> dict[str, Any]:
 
 ROUTES: tuple[tuple[str, str, Callable], ...] = (
     ("GET", "/api/live", live),
-    ("GET", VERSION + "/in/{other}", counterpart),
+    ("GET", RECORDING + "/named/{tensor:path}", named),
     ("GET", RECORDING + "/compare/{other}", compare),
     ("POST", RECORDING + "/what-if", what_if),
     ("POST", RECORDING + "/delete", delete),

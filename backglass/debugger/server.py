@@ -285,7 +285,9 @@ def server_of(guarded: Guard) -> uvicorn.Server:
         proxy_headers=False, server_header=False, limit_concurrency=64,
         timeout_graceful_shutdown=1,
     )  # fmt: skip
-    return uvicorn.Server(config)
+    server = uvicorn.Server(config)
+    guarded.app.state.ending = lambda: server.should_exit  # for answers that wait
+    return server
 
 
 def listen(port: int) -> socket.socket:

@@ -6,7 +6,6 @@ computed anew, with every tensor kept.  What became of it is what compare.py say
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import closing, contextmanager
@@ -158,5 +157,5 @@ def remove(folder: Path) -> None:
     if not is_fork(folder) or folder.is_symlink():
         raise Problem(403, "Only what-ifs can be deleted here; this recording is none.")
     parked = folder.with_name(f".{folder.name}.deleted")  # at once gone for whoever looks
-    os.replace(folder, parked)
+    folder.replace(parked)
     shutil.rmtree(parked, ignore_errors=True)
