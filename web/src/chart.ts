@@ -121,7 +121,7 @@ function decades(low: number, high: number): number[] {
       if (n * 10 ** e >= low && n * 10 ** e <= high) found.push(n * 10 ** e);
     }
   }
-  return found.length > 1 ? found : [low, high];
+  return found.length > 2 ? found : ticks(low, high, 5);
 }
 
 /** A pixel column holds from its lowest to its highest point; what is not finite is marked. */

@@ -11,7 +11,7 @@ import {
 } from "./live";
 import { navigate, route } from "./route";
 import { openRecording, runs } from "./state";
-import type { Run } from "./types";
+import type { RecordingInfo, Run } from "./types";
 
 const COLOURS = {
   light: ["#0f7b6c", "#5d4bc4", "#c2571a", "#2a78b8", "#94600a", "#a8327d", "#55722a", "#6b665e"],
@@ -99,7 +99,7 @@ function RunRow({ run }: { run: Run }) {
         <b>{run.name}</b> <small class="muted">{run.preset}</small>
       </label>
       {c?.step.length && shown ? <Latest c={c} name={run.name} /> : null}
-      {shown && <Recordings run={run} c={c} />}
+      {shown && <Recordings run={run} found={c?.recordings ?? run.recordings} />}
     </section>
   );
 }
@@ -135,8 +135,7 @@ function Latest({ c, name }: { c: Curve; name: string }) {
   );
 }
 
-function Recordings({ run, c }: { run: Run; c?: Curve }) {
-  const found = c?.recordings ?? run.recordings;
+function Recordings({ run, found }: { run: Run; found: RecordingInfo[] }) {
   return (
     <p class="chips recordings">
       {found.filter((x) => !x.fork).map((x) => (
@@ -197,7 +196,7 @@ function chartOf(p: Panel, shown: Curve[]): chart.Chart {
 
 const tick = (y: number): string =>
   (y !== 0 && (Math.abs(y) >= 1e6 || Math.abs(y) < 1e-4) ? y.toExponential(1)
-    : count(Number(y.toPrecision(6)))).replaceAll("-", "−");
+    : y.toLocaleString("en-US", { maximumSignificantDigits: 6 })).replaceAll("-", "−");
 
 function Charts({ shown }: { shown: Curve[] }) {
   const first = shown.find((c) => c.step.length);
