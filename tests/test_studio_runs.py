@@ -1,5 +1,6 @@
-"""The studio's runs in a browser: a number edited and what follows from it, two recordings compared,
-a training watched while it goes on.  What is expected is read from files or computed here."""
+"""The studio's runs in a browser: a number edited and what follows from it, two recordings held
+against each other, a training watched while it goes on.  What is expected is read from files or
+computed here."""
 
 import contextlib
 import dataclasses
@@ -25,6 +26,10 @@ from backglass.tools import runlog
 
 LATE_SECONDS = 1.0
 STEP = "step-00000001"
+COLOURED = """() => { const c = document.querySelector('.heatmap canvas');
+  const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;
+  for (let i = 0; i < d.length; i += 4) n += d[i + 3] && Math.abs(d[i] - d[i + 2]) > 60;
+  return n > 50; }"""
 
 
 @pytest.fixture(scope="module")
@@ -298,11 +303,7 @@ def test_d_shows_the_difference_with_both_numbers_of_the_files(browser, tmp_path
         assert studio.index() == list(place)
         assert np.float32(studio.cell()) == p[place] and np.float32(other.inner_text()) == q[place]
         assert studio.page.get_by_role("radio", name="Δ").get_attribute("aria-checked") == "true"
-        coloured = "() => { const c = document.querySelector('.heatmap canvas');" \
-            " const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;" \
-            " for (let i = 0; i < d.length; i += 4) n += d[i + 3] && Math.abs(d[i] - d[i + 2]) > 60;" \
-            " return n > 50; }"  # fmt: skip
-        studio.until(f"({coloured})()")
+        studio.until(f"({COLOURED})()")
         studio.press("d")
         studio.page.get_by_role("radio", name="mean", checked=True).wait_for()
 
@@ -356,9 +357,9 @@ def test_points_of_a_training_arrive_within_a_second(browser, tmp_path):
             shown.wait_for()
             for _ in range(10):
                 written = last_step(log)
-                late = eventually(lambda: int(shown.inner_text()) >= written, 10)
+                late = eventually(lambda n=written: int(shown.inner_text()) >= n, 10)
                 assert late <= LATE_SECONDS, late
-                eventually(lambda: last_step(log) > written + 5)
+                eventually(lambda n=written: last_step(log) > n + 5)
 
 
 def test_only_new_rows_are_sent(browser, tmp_path):

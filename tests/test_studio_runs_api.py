@@ -244,8 +244,10 @@ def test_an_edit_that_is_none_is_refused_and_nothing_is_written(
     assert len(list(recording.parent.iterdir())) == 2
 
 
-@pytest.mark.parametrize("value, words", [("256", "can be 0 to 255"), ("-1", "can be 0 to"),
-                                          ("1.5", "no whole number"), ("nan", "no whole")])  # fmt: skip
+@pytest.mark.parametrize(
+    "value, words",
+    [("256", "can be 0 to 255"), ("-1", "can be 0 to"), ("1.5", "no whole"), ("nan", "no whole")],
+)
 def test_a_token_that_the_vocabulary_lacks_is_refused(client, run_folder, value, words):
     recording = full(run_folder)
     status, (row,) = posted(
@@ -299,7 +301,7 @@ def size_of(folder):
 
 
 def test_what_ifs_never_take_more_than_their_cap(run_folder, tmp_path):
-    """Of 200 MB as well: what does not fit is counted, then refused."""
+    """What does not fit is left out and counted; then they are refused."""
     recording, cap = full(run_folder), 22_000_000
     asked = {"version": version_of(recording, "h1.fcw"), "index": [3, 5], "value": "2.5"}
     with capped(run_folder, tmp_path, cap) as client:

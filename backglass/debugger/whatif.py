@@ -7,7 +7,7 @@ computed anew, with every tensor kept.  What became of it is what compare.py say
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def what_if(
         fork = Fork(reading.folder.name, event, (*(known.edits if known else ()), edit))
         before = before_recorded(trace, progress)
         origin = {k: x for k, x in trace.manifest["before"].items() if k != "by_run"}
-        with removed_unless_done(folder), no_room(reading.folder, cap):
+        with removed_unless_done(folder), no_room(reading.folder):
             record_step(
                 before.start.session, before.batches, before.step, folder,
                 Wanted(3, cap=cap - taken(reading.folder)), before.start.tokenizer, origin,
@@ -115,7 +115,7 @@ class Upstream:
 
 
 @contextmanager
-def removed_unless_done(folder: Path):
+def removed_unless_done(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -124,7 +124,7 @@ def removed_unless_done(folder: Path):
 
 
 @contextmanager
-def no_room(recording: Path, cap: int):
+def no_room(recording: Path) -> Iterator[None]:
     """What a full disk is, in words."""
     try:
         yield

@@ -99,6 +99,9 @@ export function settle(): string {
 export function listen(): void {
   route.value = parse(location.hash);
   write();
-  addEventListener("hashchange", () => (route.value = parse(location.hash)));
+  addEventListener("hashchange", (e) => {
+    clearTimeout(timer); // it would write the address that was left
+    route.value = parse(new URL(e.newURL).hash); // which a late write may have replaced
+  });
   addEventListener("pagehide", write);
 }
