@@ -19,7 +19,7 @@ class Stopped(Exception):
 
 class Job:
     """Starts at once.  work: told of a function for progress, returns the last row; a UserError in
-    it becomes {"error"}.  busy: a held lock, released when that has ended."""
+    it becomes {"error"}.  busy: a held lock, released when the work has ended."""
 
     def __init__(self, work: Callable[[Progress], dict[str, Any]], busy: threading.Lock):
         self.work, self.busy = work, busy
@@ -38,10 +38,11 @@ class Job:
     def _run(self) -> None:
         with contextlib.suppress(Stopped, RuntimeError):  # RuntimeError: the loop is closed
             try:
-                self._put(self._outcome())
-                self._put(None)
+                row = self._outcome()
             finally:
-                self.busy.release()
+                self.busy.release()  # before anybody knows, who may ask for the next at once
+            self._put(row)
+            self._put(None)
 
     def _outcome(self) -> dict[str, Any]:
         try:
