@@ -13,12 +13,14 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import train_gpt2 as one
 from backglass.debugger import server
 from backglass.debugger.record import Wanted, note_own, record_step
 from backglass.debugger.replay import before_step
@@ -37,9 +39,12 @@ SMALL = Settings(
 )  # fmt: skip
 
 
-def record(folder: Path, step: int = 1, level: int = 3, plant=lambda session: None) -> Path:
-    """A step of two micro-batches, recorded; plant: what to do to the session before."""
-    before = before_step(SMALL, None, step)
+def record(
+    folder: Path, step: int = 1, level: int = 3, plant=lambda session: None, **changes
+) -> Path:
+    """A step of two micro-batches, recorded; plant: what to do to the session before; changes: of
+    the settings."""
+    before = before_step(SMALL.replace(**changes), None, step)
     session = before.start.session
     plant(session)
     record_step(
@@ -193,3 +198,25 @@ def tab(browser, address: str, **options):
         yield studio
         assert studio.complaints == [], studio.complaints
         assert studio.asked and all(u.startswith((address, "blob:")) for u in studio.asked)
+
+
+def in_float64(files: Files, edit=lambda name, k, values: None):
+    """(loss, gradients) of train_gpt2.py on the recorded parameters and tokens; edit: changes
+    values of a parameter, or of ids of micro-batch k, in place."""
+    oc = SimpleNamespace(layers=2, heads=2, channels=32, vocab_size=256, max_seq_len=16)
+    p, dp, grads = (one.zeros(oc, np.float64) for _ in range(3))
+    for name, w in vars(p).items():
+        layered = name not in ("wte", "wpe", "lnfw", "lnfb")
+        names = [f"h{l}.{name}" for l in range(2)] if layered else [name]
+        parts = [files.values(files.named(n)[0]).copy() for n in names]
+        for n, part in zip(names, parts, strict=True):
+            edit(n, 0, part)
+        w[...] = np.stack(parts) if layered else parts[0][: w.shape[0]]
+    total = 0.0
+    for k in range(2):
+        ids, targets = (files.values(files.named(name)[k]).copy() for name in ("ids", "targets"))
+        edit("ids", k, ids)
+        total += one.loss_and_grads(oc, p, dp, ids, targets) / 2
+        for name, g in vars(grads).items():
+            g += getattr(dp, name) / 2
+    return total, grads

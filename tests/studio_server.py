@@ -42,9 +42,12 @@ class Client:
     address: str
     guarded: object
 
-    def ask(self, path: str, method: str = "GET", **changes: str | None) -> Answer:
+    def ask(
+        self, path: str, method: str = "GET", body: bytes = b"", **changes: str | None
+    ) -> Answer:
         """changes: headers, host="evil.com"; None leaves one out."""
         headers = {"host": f"127.0.0.1:{self.port}", "x-backglass-token": TOKEN}
+        headers |= {"content-length": str(len(body))} if body else {}
         headers |= {k.replace("_", "-"): v for k, v in changes.items()}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
@@ -52,7 +55,7 @@ class Client:
             for name, value in headers.items():
                 if value is not None:
                     connection.putheader(name, value)
-            connection.endheaders()
+            connection.endheaders(body or None)
             found = connection.getresponse()
             answer = {k.lower(): v for k, v in found.getheaders()}
             return Answer(found.status, answer, found.read())

@@ -6,13 +6,11 @@ import gzip
 import inspect
 import re
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from studio_browser import SMALL, TOKEN, Files, chromium, record, serving, tab
+from studio_browser import SMALL, TOKEN, Files, chromium, in_float64, record, serving, tab
 
-import train_gpt2 as one
 from backglass.debugger import server
 from backglass.models import gpt2
 from backglass.ops import signature, table
@@ -169,24 +167,6 @@ def test_loss_and_gradients_shown_are_those_of_the_one_file_in_float64(studio, f
             index = np.unravel_index(np.abs(want).argmax(), want.shape)
             studio.tensor(full, last, made[-1]["id"], "?ix=" + ",".join(map(str, index)))
             assert abs(float(studio.cell()) - want[index]) < 1e-4 * abs(want[index]), tensor
-
-
-def in_float64(files):
-    """(loss, gradients) of train_gpt2.py on the recorded parameters and tokens."""
-    oc = SimpleNamespace(layers=2, heads=2, channels=32, vocab_size=256, max_seq_len=16)
-    p, dp, grads = (one.zeros(oc, np.float64) for _ in range(3))
-    for name, w in vars(p).items():
-        layered = name not in ("wte", "wpe", "lnfw", "lnfb")
-        names = [f"h{l}.{name}" for l in range(2)] if layered else [name]
-        parts = [files.values(files.named(n)[0]) for n in names]
-        w[...] = np.stack(parts) if layered else parts[0][: w.shape[0]]
-    total = 0.0
-    for k in range(2):
-        ids, targets = (files.values(files.named(name)[k]) for name in ("ids", "targets"))
-        total += one.loss_and_grads(oc, p, dp, ids, targets) / 2
-        for name, g in vars(grads).items():
-            g += getattr(dp, name) / 2
-    return total, grads
 
 
 def test_the_difference_from_what_the_run_computed_itself_is_shown(studio, full):

@@ -37,6 +37,7 @@ from studio_server import (
 from backglass.debugger import server
 
 PAGE = ("/", "/assets/page-1a2b.js")
+POSTED = {"/verify": 200, "/what-if": 400, "/delete": 403}  # without a body; of what is no what-if
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
@@ -63,10 +64,11 @@ def copied(recording, tmp_path):
 def routes(client, recording):
     """(method, an address) of every route that the app has."""
     (number,) = select(recording, "select id from versions where tensor = 'h0.qkv'")[0]
-    query = "?level=0&i=0&j=0&row=0&column=0&height=1&width=1"
+    query = "?level=0&i=0&j=0&row=0&column=0&height=1&width=1&number=1"
     values = {
         "{r}": address(recording).rpartition("/")[2], "{k}": "3", "{v}": str(number),
         "{name}": "page-1a2b.js", "{name:path}": "models/gpt2.py", "{op}": "matmul",
+        "{tensor:path}": "h0.qkv", "{other}": address(recording).rpartition("/")[2],
     }  # fmt: skip
     found = []
     for route in client.guarded.app.routes:
@@ -112,7 +114,8 @@ def test_every_route_answers_our_own_page(client, recording):
     own = f"http://127.0.0.1:{client.port}"
     for method, path in routes(client, recording):
         answer = client.ask(path, method, origin=own, sec_fetch_site="same-origin")
-        assert answer.status == 200, (method, path, answer.body)
+        wanted = next((s for end, s in POSTED.items() if end in path), 200)
+        assert answer.status == wanted, (method, path, answer.body)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
@@ -122,8 +125,8 @@ def test_each_name_of_this_machine_is_admitted(client, host):
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
 def test_no_other_method_is_answered(client, recording, method):
-    for path in {path for _, path in routes(client, recording)} - {address(recording, "/verify")}:
-        allowed = method == "POST" and "/verify" in path
+    for path in {path for _, path in routes(client, recording)}:
+        allowed = method == "POST" and any(end in path for end in POSTED)
         assert allowed or client.ask(path, method).status == 405, path
 
 
@@ -170,7 +173,7 @@ def test_read_only_refuses_verifying_and_nothing_else(recording, tmp_path):
 
 def test_verifying_twice_at_once_is_refused(client, recording):
     path = address(recording, "/verify")
-    lock = client.guarded.app.state.studio.verifying
+    lock = client.guarded.app.state.studio.busy
     assert lock.acquire(timeout=20)
     assert client.ask(path, "POST").status == 409
     lock.release()
@@ -463,8 +466,8 @@ def test_looking_changes_nothing_in_a_recording(copied):
 
     asked, before = routes(client, recording), state()
     for method, path in asked:
-        assert client.ask(path, method).status == 200
-    assert state() == before
+        assert client.ask(path, method).status < 500
+    assert state() == before and len(asked) > 20
 
 
 def test_a_recording_in_a_folder_with_an_odd_name_is_opened(recording, tmp_path):
@@ -603,10 +606,9 @@ def test_a_path_that_is_not_there_is_wrong_use(run):
     assert code == 2 and "there is no such run" in text
 
 
-def test_a_run_without_recordings_names_the_command_that_records(run, recording, tmp_path):
-    shutil.copy(recording.parent.parent / "run.json", tmp_path)
+def test_a_folder_without_a_run_names_the_commands_that_make_one(run, tmp_path):
     code, text = run("studio", tmp_path)
-    assert code == 2 and f"`backglass trace {tmp_path}` records a step" in text
+    assert code == 2 and "`backglass trace tiny` records a step" in text
 
 
 def test_a_recording_that_is_damaged_is_told_at_once(run, recording, tmp_path):

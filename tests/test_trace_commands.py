@@ -209,12 +209,29 @@ def test_a_later_step_of_a_preset_is_replayed_from_the_beginning(run):
 
 
 def test_a_run_of_another_device_can_be_recorded(run):
-    """On another device it is another program: the comparison says where it begins to differ."""
+    """On another device it is another program: the comparison says how far apart they are."""
     assert run("trace", "run", "--device", "cpu", "--step", "3", "--out", "x")[0] == 0
     assert json.loads(Path("x/manifest.json").read_text())["device"] == "cpu"
     code, text = run("compare", "rec", "x")
-    assert code == 1 and "first divergence at event" in text
+    assert code == 1 and "device: numpy and cpu" in text and "largest error at event" in text
+    assert "divergence" not in text and "same bits)" not in text.replace("not the same bits", "")
     assert run("trace", "x", "--replay")[0] == 0
+
+
+def test_two_devices_are_compared_within_what_is_allowed(run):
+    assert (
+        run("trace", "run", "--device", "cpu", "--step", "3", "--level", "3", "--out", "x")[0] == 0
+    )
+    assert run("trace", "run", "--step", "3", "--level", "3", "--out", "y")[0] == 0
+    code, text = run("compare", "y", "x", "--all", "--json")
+    (found,) = json.loads(text)
+    errors = [d["error"] for e in found["events"] for d in e["differences"]]
+    worst = max(errors)
+    assert code == 1 and 0 < worst < 1e-3
+    assert run("compare", "y", "x", "--within", f"{worst * 1.01}")[0] == 0
+    assert run("compare", "y", "x", "--within", f"{worst * 0.99}")[0] == 1
+    code, text = run("compare", "y", "y", "--within", "1e-3")
+    assert code == 2 and "its bits must be the same" in text
 
 
 def test_what_max_disk_leaves_out_is_said(run):

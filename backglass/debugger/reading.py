@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from backglass.debugger.dims import dims_of
+from backglass.debugger.edit import fork_of
 from backglass.debugger.problem import Problem, damaged
 from backglass.debugger.store import FORMAT, SCHEMA, STATISTICS
+from backglass.errors import UserError
 from backglass.tools.found import read_json
 from backglass.view import DTYPES
 
@@ -90,6 +92,10 @@ class Reading:
                 yield self.db
             except (sqlite3.Error, ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise damaged(self.index, error) from None
+
+    def close(self) -> None:
+        with self.lock:
+            self.db.close()
 
     def count(self) -> int:
         """Events so far: a recording that is being made has more each time."""
@@ -188,6 +194,16 @@ class Reading:
             "dims": dims_of(v["tensor"], v["shape"]),
         }  # fmt: skip
 
+    def named(self, tensor: str, number: int) -> dict[str, Any]:
+        """That version of a tensor.  Raises Problem if there is none."""
+        with self.asking() as db:
+            row = db.execute(
+                "select id from versions where tensor = ? and number = ?", (tensor, number)
+            ).fetchone()
+        if row is None or not isinstance(row[0], int):
+            raise Problem(404, f"The recording has no version {number} of {tensor}.")
+        return self.version_with_neighbours(row[0])
+
     def blob(self, number: int, columns: str) -> tuple:
         """Columns of a version's row that hold its picture or histogram."""
         with self.asking() as db:
@@ -267,6 +283,10 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     for key, kind in MANIFEST.items():
         if type(manifest.get(key)) is not kind:
             raise damaged(path, f"{key} is missing or not of the type {kind.__name__}")
+    try:
+        fork_of(manifest)
+    except UserError as error:
+        raise damaged(path, error) from None
     return manifest
 
 

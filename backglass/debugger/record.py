@@ -22,6 +22,7 @@ import numpy as np
 
 import backglass
 from backglass.data.tokenizer import Tokenizer
+from backglass.debugger.edit import Edit, Fork, apply
 from backglass.debugger.store import Writer, new_recording
 from backglass.device import Device
 from backglass.errors import wrong_use
@@ -78,21 +79,24 @@ def record_step(
     session: Session, batches: list[Batch], step: int, folder: Path, wanted: Wanted,
     tokenizer: Tokenizer, before: dict[str, Any],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    fork: Fork | None = None, watch: tuple[Sink, ...] = (),
 ) -> Recorded:  # fmt: skip
     """Record update `step` (0-based) of the session on these micro-batches into a new folder.
 
-    before: where the state before the step can be had again, for the manifest.  Raises UserError
-    (wrong use) for tensors that there are not.  What a full disk, too little memory or Ctrl-C
+    before: where the state before the step can be had again, for the manifest; fork: edits to make
+    on the way; watch: who is told before the recording is written.  Raises UserError (wrong use)
+    for tensors that there are not.  What a full disk, too little memory or Ctrl-C
     interrupts is removed again; what a kill interrupts can be read.
     """
-    recording = Recording(session, batches, step, progress)
+    recording = Recording(session, batches, step, progress, fork.edits if fork else ())
     recording.require(wanted.tensors)
     manifest = recording.manifest(wanted, tokenizer) | {"before": before}
+    manifest |= {"fork": fork.row()} if fork else {}
     with new_recording(folder):
         writer = Writer(folder, wanted.level, wanted, wanted.cap, manifest)
         with contextlib.closing(writer.db):
             recording.sources.copy(folder)
-            loss, norm = recording.execute(writer)
+            loss, norm = recording.execute(*watch, writer)
             writer.close(loss=loss, grad_norm=norm, stored_bytes=writer.stored_bytes)
     left_out = writer.manifest["left_out"]
     return Recorded(loss, norm, recording.tracer.events, writer.stored_bytes, left_out)
@@ -100,13 +104,14 @@ def record_step(
 
 class Recording:
     """The plain programs of a session's step, on memory that shares the session's state and its
-    arena, which is free between two programs."""
+    arena, which is free between two programs.  edits: made where their versions are made."""
 
     def __init__(
         self, session: Session, batches: list[Batch], step: int,
-        progress: Callable[[int, int], None],
+        progress: Callable[[int, int], None], edits: tuple[Edit, ...] = (),
     ):  # fmt: skip
         self.session, self.batches, self.step, self.progress = session, batches, step, progress
+        self.edits = edits
         s, c = session.s, dataclasses.replace(session.c, attention="explicit")
         bound = ARENA in session.memory.flat
         self.memory = session.memory.sharing(*session.flats, *([ARENA] * bound))
@@ -124,36 +129,43 @@ class Recording:
         for call in self.lines:
             self.sources.of(call)
 
-    def execute(self, sink: Sink) -> tuple[float, float]:
-        """Execute everything and tell the sink; (mean loss, gradient norm)."""
+    def execute(self, *sinks: Sink) -> tuple[float, float]:
+        """Execute everything and tell the sinks, in order; (mean loss, gradient norm)."""
         with unchanged(self.session):
-            return self._execute(sink)
+            return self._execute(sinks)
 
-    def _execute(self, sink: Sink) -> tuple[float, float]:
+    def _execute(self, sinks: tuple[Sink, ...]) -> tuple[float, float]:
         s, io, loss = self.session.s, self.t.io, 0.0
-        self._note(sink, "before", self.state)
+        self._note(sinks, "before", self.state)
         counted = sum(int((targets >= 0).sum()) for _, targets in self.batches)
         for k, batch in enumerate(self.batches):
             weights = write_batch(self.memory, io, batch, counted)
             self.memory.write(io.seed, (s.seed, self.step * s.micro_batches + k))
-            self._note(sink, f"batch-{k}", [self.tracer.renewed(v) for v in self.given])
+            self._note(sinks, f"batch-{k}", [self.tracer.renewed(v) for v in self.given])
             for event in self.tracer.run(self.micro):
-                self._record(sink, event)
+                self._record(sinks, event)
             loss += float(np.sum(self.memory.read(io.loss).astype(np.float64) * weights))
         self.memory.write(io.hyper, hyper_of(s, self.step))
-        self._note(sink, "hyper", [self.tracer.renewed(io.hyper)])
+        self._note(sinks, "hyper", [self.tracer.renewed(io.hyper)])
         for event in self.tracer.run(self.update):
-            self._record(sink, event)
+            self._record(sinks, event)
         return loss, float(self.memory.read(io.norm)[0])
 
-    def _note(self, sink: Sink, name: str, views: list[View]) -> None:
-        found = [(self.tracer.current(v), self.memory.peek(v)) for v in views]
-        sink.versions(found, name)
+    def _note(self, sinks: tuple[Sink, ...], name: str, views: list[View]) -> None:
+        found = self._values([self.tracer.current(v) for v in views])
+        for sink in sinks:
+            sink.versions(found, name)
 
-    def _record(self, sink: Sink, event: Event) -> None:
-        made = [self.memory.peek(o.version.view) for o in event.outs]
-        sink.event(event, self.sources.of(event.call), made)
+    def _record(self, sinks: tuple[Sink, ...], event: Event) -> None:
+        made = [values for _, values in self._values([o.version for o in event.outs])]
+        for sink in sinks:
+            sink.event(event, self.sources.of(event.call), made)
         self.progress(event.index + 1, len(self.lines))
+
+    def _values(self, versions: list[Version]) -> list[tuple[Version, np.ndarray]]:
+        """Versions that have just been made, edited, with their values."""
+        apply(self.edits, versions, self.memory)
+        return [(v, self.memory.peek(v.view)) for v in versions]
 
     @property
     def state(self) -> list[View]:

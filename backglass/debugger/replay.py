@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from backglass.debugger.edit import fork_of
 from backglass.debugger.record import Recording
 from backglass.debugger.store import digest_of
 from backglass.debugger.trace import Trace, reading
@@ -142,8 +143,8 @@ class Matcher:
         self.count += 1
 
 
-def replay(trace: Trace, progress: Progress) -> tuple[int, Divergence | None]:
-    """Do the recorded step again: (how many hashes agreed, the first that did not)."""
+def before_recorded(trace: Trace, progress: Progress = lambda done, total: None) -> Before:
+    """The state before a recorded step.  Raises UserError if it cannot be had again."""
     with reading(trace.folder / "manifest.json"):
         s = Settings(**trace.manifest["settings"])
     run, origin = trace.run_folder, trace.manifest["before"]
@@ -152,8 +153,15 @@ def replay(trace: Trace, progress: Progress) -> tuple[int, Divergence | None]:
             f"{trace.folder} cannot be done again: it is step {origin['step'] + 1} of a run whose "
             "directory is not there any more. Put it back above the recording."
         )
-    before = before_step(s, run, origin["step"] + 1)
-    recording = Recording(before.start.session, before.batches, before.step, progress)
+    return before_step(s, run, origin["step"] + 1, progress)
+
+
+def replay(trace: Trace, progress: Progress) -> tuple[int, Divergence | None]:
+    """Do the recorded step again: (how many hashes agreed, the first that did not)."""
+    before = before_recorded(trace)
+    fork = fork_of(trace.manifest)
+    edits = fork.edits if fork else ()
+    recording = Recording(before.start.session, before.batches, before.step, progress, edits)
     matcher = Matcher(trace)
     try:
         recording.execute(matcher)

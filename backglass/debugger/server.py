@@ -11,8 +11,9 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from starlette.routing import Route
 from backglass.debugger.formulas import formulas
 from backglass.debugger.guard import Guard
 from backglass.debugger.highlight import highlight
+from backglass.debugger.job import Job
 from backglass.debugger.matrix import Cache, cells, matrix_of
 from backglass.debugger.pictures import histogram, picture
 from backglass.debugger.problem import Problem
 from backglass.debugger.pyramid import tile
 from backglass.debugger.reading import Reading
 from backglass.debugger.shelf import Shelf
-from backglass.debugger.verify import Verification
+from backglass.debugger.verify import verification
 from backglass.errors import UserError, wrong_use
 
 PACKAGE = Path(__file__).parent.parent
@@ -54,14 +56,17 @@ class Studio:
     shelf: Shelf
     static: Path
     read_only: bool = False
+    cap: int = 4 << 30  # bytes of all what-ifs of a recording together
     cache: Cache = field(default_factory=Cache)
-    verifying: threading.Lock = field(default_factory=threading.Lock)
+    busy: threading.Lock = field(default_factory=threading.Lock)  # with one job at a time
 
 
 def app(studio: Studio, port: int, token: str) -> Guard:
     """The ASGI app, guarded."""
+    from backglass.debugger.runs_api import ROUTES as RUNS  # which answers with what is here
+
     made = Starlette(
-        routes=[Route(path, handler, methods=[method]) for method, path, handler in ROUTES],
+        routes=[Route(path, handler, methods=[m]) for m, path, handler in (*ROUTES, *RUNS)],
         exception_handlers={kind: told for kind in (UserError, OSError, HTTPException, Exception)},
     )
     made.router.redirect_slashes = False
@@ -130,15 +135,9 @@ def maths(request: Request) -> Response:
 
 
 async def verify(request: Request) -> Response:
-    studio = studio_of(request)
-    if studio.read_only:
-        raise Problem(403, "This studio was started with --read-only, and verifying computes.")
+    require_writable(request, "verifying computes")
     reading = await run_in_threadpool(reading_of, request)
-    if not studio.verifying.acquire(blocking=False):
-        raise Problem(409, "A recording is being verified already. Wait until that has ended.")
-    rows = Verification(reading, studio.verifying).rows()
-    lines = (json.dumps(cleaned(row)) + "\n" async for row in rows)
-    return StreamingResponse(lines, media_type="application/x-ndjson")
+    return job(request, partial(verification, reading))
 
 
 def page(request: Request) -> Response:
@@ -180,6 +179,11 @@ def studio_of(request: Request) -> Studio:
 
 def reading_of(request: Request) -> Reading:
     return studio_of(request).shelf.reading(request.path_params["r"])
+
+
+def require_writable(request: Request, why: str) -> None:
+    if studio_of(request).read_only:
+        raise Problem(403, f"This studio was started with --read-only, and {why}.")
 
 
 def path_number(request: Request, name: str) -> int:
@@ -230,6 +234,19 @@ def unless_known(request: Request, digest: str, what: str, make: Callable[[], by
     return Response(make(), 200, headers, "application/octet-stream")
 
 
+def job(request: Request, work: Callable[..., dict[str, Any]]) -> Response:
+    """Its progress and outcome, one JSON object a line.  One job at a time."""
+    if not (busy := studio_of(request).busy).acquire(blocking=False):
+        raise Problem(409, "Something is being computed already. Wait until that has ended.")
+    return streamed(Job(work, busy).rows())
+
+
+def streamed(rows: AsyncIterator[dict[str, Any]]) -> Response:
+    lines = (json.dumps(cleaned(row)) + "\n" async for row in rows)
+    headers = {"cache-control": "no-store"}
+    return StreamingResponse(lines, headers=headers, media_type="application/x-ndjson")
+
+
 def static_file(path: Path, caching: str) -> Response:
     kind = TYPES.get(path.suffix, "application/octet-stream")
     return Response(path.read_bytes(), 200, {"cache-control": caching}, kind)
@@ -251,9 +268,9 @@ def told(request: Request, error: Exception) -> Response:
 # ------------------------------------------------------------------ serving
 
 
-def serve(root: Path, port: int, read_only: bool, ready: Callable[[str], None]) -> None:
+def serve(root: Path, port: int, read_only: bool, cap: int, ready: Callable[[str], None]) -> None:
     """Serve until interrupted.  ready: called with the address, once connections are taken."""
-    studio, token = Studio(Shelf(root), STATIC, read_only), secrets.token_urlsafe(32)
+    studio, token = Studio(Shelf(root), STATIC, read_only, cap), secrets.token_urlsafe(32)
     with listen(port) as at:
         port = at.getsockname()[1]
         server = server_of(app(studio, port, token))
@@ -268,7 +285,9 @@ def server_of(guarded: Guard) -> uvicorn.Server:
         proxy_headers=False, server_header=False, limit_concurrency=64,
         timeout_graceful_shutdown=1,
     )  # fmt: skip
-    return uvicorn.Server(config)
+    server = uvicorn.Server(config)
+    guarded.app.state.ending = lambda: server.should_exit  # for answers that wait
+    return server
 
 
 def listen(port: int) -> socket.socket:

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from backglass.debugger.edit import forks_beside
 from backglass.debugger.problem import Problem
 from backglass.debugger.reading import Reading, manifest_of
 from backglass.errors import UserError
@@ -44,9 +45,13 @@ class Shelf:
 
     def runs(self) -> list[Run]:
         """As they are on disk now."""
+        return [run for run, _ in self.places()]
+
+    def places(self) -> list[tuple[Run, Path]]:
+        """Runs, each with the folder that was looked into for it."""
         if run := run_at(self.root):
-            return [run]
-        return [run for folder in folders_in(self.root) if (run := run_at(folder))]
+            return [(run, self.root)]
+        return [(run, folder) for folder in folders_in(self.root) if (run := run_at(folder))]
 
     def rows(self) -> list[dict[str, Any]]:
         return [
@@ -72,6 +77,14 @@ class Shelf:
                 self.open.popitem(last=False)
             return self.open[given][1]
 
+    def forget(self, given: str) -> None:
+        """Close a recording that is to be deleted."""
+        with self.lock:
+            _, reading = self.open.pop(given, (None, None))
+            self.paths.pop(given, None)
+        if reading:
+            reading.close()
+
 
 def id_of(path: Path) -> str:
     """The same whenever and wherever under it the studio is started."""
@@ -92,7 +105,8 @@ def run_at(folder: Path) -> Run | None:
     if is_file(folder / "manifest.json"):
         run = folder.parent.parent
         inside = folder.parent.name == "trace" and is_file(run / "run.json")
-        return Run(run if inside else folder, (folder,))
+        forks = [p for p in forks_beside(folder) if p != folder and is_file(p / "manifest.json")]
+        return Run(run if inside else folder, (folder, *forks))
     recordings = tuple(p for p in folders_in(folder / "trace") if is_file(p / "manifest.json"))
     return Run(folder, recordings) if recordings or is_file(folder / "run.json") else None
 
@@ -130,11 +144,12 @@ def row_of(recording: Path) -> dict[str, Any]:
     """A recording in the list; `problem` says why one cannot be opened."""
     row = {
         "id": id_of(recording), "step": 0, "level": 0, "events": 0, "complete": False, "device": "",
-        "dtype": "",
+        "dtype": "", "name": printable_name(recording),
     }  # fmt: skip
     try:
         manifest = manifest_of(recording)
-        row |= {k: manifest[k] for k in row if k in manifest and k != "id"}
+        row |= {k: manifest[k] for k in row if k in manifest and k not in ("id", "name")}
+        row |= {"fork": manifest["fork"]} if "fork" in manifest else {}
         if not manifest["complete"]:
             row["events"] = Reading(recording).count()
     except (UserError, OSError) as error:

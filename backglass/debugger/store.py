@@ -165,7 +165,9 @@ class Writer:
 
     def _wants(self, v: Version, name: str) -> bool:
         """Whether the values are to be stored; not those that the checkpoint has."""
-        if name == "before" and "checkpoint" in self.manifest["before"]:
+        edits = self.manifest.get("fork", {}).get("edits", ())
+        edited = any((e["tensor"], e["number"]) == (v.tensor, v.number) for e in edits)
+        if name == "before" and "checkpoint" in self.manifest["before"] and not edited:
             return False
         return self.level == 3 or v.view.kind == "input" or (self.level == 2 and self.wanted(v))
 

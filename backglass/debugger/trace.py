@@ -136,6 +136,11 @@ class Trace:
             raise wrong_use(f"{self.folder} has no tensor {tensor!r}; names are like h0.qkv, dwte")
         return [self.version(number) for (number,) in found]
 
+    def find(self, tensor: str, number: int) -> Version | None:
+        """A version by its name, if there is such."""
+        sql = "select id from versions where tensor = ? and number = ?"
+        return next((self.version(i) for (i,) in self._rows(sql, tensor, number)), None)
+
     def given(self) -> Iterator[Version]:
         """Versions that no event made: parameters, moments and inputs before the step."""
         for (number,) in self._rows("select id from versions where event is null order by id"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ MOST_PROBLEMS = 5
 class Log:
     """Columns of the step and val events, float64; problems name the damaged lines.
 
-    unfinished: the last line has no line end yet, because the run is writing it or was cut off.
+    unfinished: the last line has no line end yet, because the run is writing it or was cut off;
+    end: how many bytes were taken, up to the end of the last line that has one.
     """
 
     path: Path
@@ -28,17 +30,20 @@ class Log:
     lines: int = 0
     problems: list[str] = field(default_factory=list)
     unfinished: bool = False
+    end: int = 0
 
     @property
     def steps(self) -> int:
         return len(self.step["step"])
 
 
-def read(path: Path) -> Log:
-    """Every event of a log.  Raises OSError if it cannot be opened; damage is in `problems`."""
-    log, bad = Log(path), 0
+def read(path: Path, start: int = 0, most_lines: float = math.inf) -> Log:
+    """Events of a log from byte `start` on.  Raises OSError if it cannot be opened; damage is in
+    `problems`."""
+    log, bad = Log(path, end=start), 0
     with path.open("rb") as f:
-        while line := f.readline(LONGEST_LINE_BYTES):
+        f.seek(start)
+        while log.lines < most_lines and (line := f.readline(LONGEST_LINE_BYTES)):
             log.lines += 1
             whole = line.endswith(b"\n")
             try:
@@ -53,6 +58,8 @@ def read(path: Path) -> Log:
             while not whole and line:  # the rest of a line that was too long
                 line = f.readline(LONGEST_LINE_BYTES)
                 whole = line.endswith(b"\n")
+            if whole:
+                log.end = f.tell()
     if bad > MOST_PROBLEMS:
         log.problems.append(f"and {bad - MOST_PROBLEMS} more damaged lines")
     return log

@@ -24,8 +24,8 @@ export function setToken(token: string): void {
   sessionStorage.setItem(TOKEN_KEY, token);
 }
 
-async function request(path: string, init: RequestInit = {}): Promise<Response> {
-  const headers = { "X-Backglass-Token": sessionStorage.getItem(TOKEN_KEY) ?? "" };
+export async function request(path: string, init: RequestInit = {}): Promise<Response> {
+  const headers = { ...init.headers, "X-Backglass-Token": sessionStorage.getItem(TOKEN_KEY) ?? "" };
   let answer: Response;
   try {
     answer = await fetch(`/api/${path}`, { ...init, headers });
@@ -65,7 +65,7 @@ function peek<T>(key: string): T | undefined {
   return entry.value as T;
 }
 
-async function cached<T>(
+export async function cached<T>(
   path: string, decode: (answer: Response) => Promise<[T, number]>, signal?: AbortSignal,
 ): Promise<T> {
   const had = peek<T>(path);
@@ -75,7 +75,7 @@ async function cached<T>(
   return value;
 }
 
-async function asJson<T>(answer: Response): Promise<[T, number]> {
+export async function asJson<T>(answer: Response): Promise<[T, number]> {
   const text = await answer.text();
   return [JSON.parse(text) as T, 2 * text.length];
 }
@@ -102,7 +102,7 @@ function planesOf(octets: ArrayBuffer, start: number, down: number, across: numb
   return { down, across, min, max, mean, bad };
 }
 
-const of = (r: string) => `recordings/${encodeURIComponent(r)}`;
+export const of = (r: string) => `recordings/${encodeURIComponent(r)}`;
 
 /** Names of source files keep their slashes. */
 const named = (name: string) => name.split("/").map(encodeURIComponent).join("/");
@@ -154,25 +154,38 @@ export const source = (r: string, name: string, signal?: AbortSignal) =>
 export const maths = (r: string, op: string, signal?: AbortSignal) =>
   cached(`${of(r)}/maths/${encodeURIComponent(op)}`, asJson<Maths>, signal);
 
-/** Do the step again on the server; tells how far it is, returns what was found. */
-export async function verify(
-  r: string, progress: (done: number, total: number) => void,
-): Promise<Verdict> {
-  const answer = await request(`${of(r)}/verify`, { method: "POST" });
+/** An answer that comes as one JSON object a line. */
+export async function eachLine(
+  answer: Response, take: (row: Record<string, unknown>) => void,
+): Promise<void> {
   const reader = answer.body!.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  let last: Record<string, unknown> = {};
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) break;
+    if (done) return;
     const lines = (rest + value).split("\n");
     rest = lines.pop() ?? "";
-    for (const line of lines.filter(Boolean)) {
-      last = JSON.parse(line);
-      if ("total" in last) progress(Number(last.done), Number(last.total));
-    }
+    lines.filter(Boolean).forEach((line) => take(JSON.parse(line)));
   }
-  if ("error" in last) throw new ApiError(500, String(last.error));
-  if (!("agreed" in last)) throw new ApiError(0, "The verification broke off before its end.");
-  return last as unknown as Verdict;
 }
+
+/** Work that the server does once: tells how far it is, returns what it found. */
+export async function work<T>(
+  path: string, progress: (done: number, total: number) => void, body?: object,
+): Promise<T> {
+  const answer = await request(path, { method: "POST", body: body && JSON.stringify(body) });
+  let last: Record<string, unknown> = {};
+  await eachLine(answer, (row) => {
+    last = row;
+    if ("total" in row) progress(Number(row.done), Number(row.total));
+  });
+  if ("error" in last) throw new ApiError(500, String(last.error));
+  if (!Object.keys(last).length || "total" in last) {
+    throw new ApiError(0, "The server broke off before the end.");
+  }
+  return last as T;
+}
+
+/** Do the step again and compare every hash. */
+export const verify = (r: string, progress: (done: number, total: number) => void) =>
+  work<Verdict>(`${of(r)}/verify`, progress);

@@ -1,8 +1,11 @@
 import { Card } from "./card";
+import { Compare } from "./compare";
 import { Code } from "./code";
 import { Condition, Help } from "./dialogs";
+import { EditDialog } from "./edit";
 import { Header } from "./header";
 import { Inspector } from "./inspector";
+import { Live } from "./liveview";
 import { Maths } from "./maths";
 import { Palette } from "./palette";
 import { Failure, Picker } from "./picker";
@@ -13,6 +16,9 @@ import { Transport } from "./transport";
 
 export function App() {
   if (failure.value && !recording.value) return <Failure error={failure.value} />;
+  const { screen } = route.value;
+  if (screen === "live") return <><Header /><Live /><Overlays /></>;
+  if (screen === "compare") return <><Header /><Compare />{failure.value && <Banner />}<Overlays /></>;
   if (route.value.r === null) return <><Header /><Picker /><Overlays /></>;
   if (!recording.value) return <><Header /><main class="quiet" aria-busy="true" /></>;
   return (
@@ -52,5 +58,5 @@ function Banner() {
 }
 
 function Overlays() {
-  return <><Palette /><Help /><Condition /></>;
+  return <><Palette /><Help /><Condition /><EditDialog /></>;
 }

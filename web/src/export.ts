@@ -2,6 +2,7 @@
 
 import * as api from "./api";
 import { largest, paint } from "./colour";
+import { compareDocument, liveDocument } from "./exportruns";
 import { stepOf, dedent } from "./maths";
 import { route, settle } from "./route";
 import { fail, recording, say, shown } from "./state";
@@ -10,25 +11,31 @@ import type { EventDetail, Maths, Operand, Planes, Source } from "./types";
 const MOST = 40; // operands with a picture; AdamW has hundreds
 
 export async function exportMoment(): Promise<void> {
+  const { screen, r } = route.value;
   const e = shown.value;
-  const r = route.value.r;
+  if (screen === "live") return save("backglass-runs", liveDocument());
+  if (screen === "compare") return save("backglass-compare", compareDocument());
   if (!e || !r) return;
   try {
     const [page, source] = await Promise.all([
       api.maths(r, e.op).catch(() => null), api.source(r, e.kernel).catch(() => null)]);
-    const html = await documentOf(r, e, page, source);
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([html], { type: "text/html" }));
-    link.download = `backglass-step-${recording.value!.manifest.step}-event-${e.k}.html`;
-    link.click();
-    URL.revokeObjectURL(link.href);
-    say(`saved as ${link.download}`);
+    const name = `backglass-step-${recording.value!.manifest.step}-event-${e.k}`;
+    save(name, await documentOf(r, e, page, source));
   } catch (error) {
     fail(error);
   }
 }
 
-const escaped = (text: unknown): string =>
+function save(name: string, html: string): void {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([html], { type: "text/html" }));
+  link.download = `${name}.html`;
+  link.click();
+  URL.revokeObjectURL(link.href);
+  say(`saved as ${link.download}`);
+}
+
+export const escaped = (text: unknown): string =>
   String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;")
     .replaceAll('"', "&quot;");
 
@@ -50,17 +57,21 @@ async function documentOf(
   const images = new Map(pictures as [number, string][]);
   const lines = source?.lines.slice(e.first_line - 1, e.last_line)
     .map((tokens) => tokens.map(([, text]) => text).join("")).join("\n");
-  return `<!doctype html><html lang="en"><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>${escaped(e.text)}</title><style>${STYLE}</style>
-<p class="muted">backglass ${escaped(m.backglass)} · step ${m.step} · event ${e.k} of ${m.events} ·
+  return framed(e.text, `<p class="muted">backglass ${escaped(m.backglass)} · step ${m.step} · event ${e.k} of ${m.events} ·
 ${escaped(e.phase)} · ${escaped(m.device)} ${escaped(m.dtype)}</p>
 <h1>${escaped(e.op)}</h1><pre>${escaped(e.text)}</pre>
 <h2>reads</h2>${tableOf(e.ins, images)}<h2>makes</h2>${tableOf(e.outs, images)}
 ${page ? mathsOf(page) : ""}
 ${lines ? `<h2>${escaped(e.kernel)} ${e.first_line}–${e.last_line}</h2><pre>${escaped(lines)}</pre>` : ""}
-<p class="muted">${escaped(settle().replace(/^.*#/, "#"))}</p></html>\n`;
+`);
 }
+
+/** A page that asks for nothing, with the link to what it shows at its end. */
+export const framed = (title: string, body: string): string =>
+  `<!doctype html><html lang="en"><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>${escaped(title)}</title><style>${STYLE}</style>
+${body}<p class="muted">${escaped(settle().replace(/^.*#/, "#"))}</p></html>\n`;
 
 const NAMES = ["min", "max", "mean", "std", "norm", "zeros", "nans", "infs"] as const;
 

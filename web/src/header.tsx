@@ -3,9 +3,11 @@ import { useState } from "preact/hooks";
 import { theme, toggleTheme } from "./colour";
 import { count, gap, short } from "./format";
 import {
-  openRecording, overlay, recording, runs, verification, verify, type Verification,
+  openRecording, overlay, recording, verification, verify, type Verification,
 } from "./state";
-import { route } from "./route";
+import { compareHere, editText, labelOf, listed, type Listed } from "./comparing";
+import { openLive } from "./live";
+import { navigate, route } from "./route";
 import type { Manifest } from "./types";
 
 export function Header() {
@@ -15,6 +17,7 @@ export function Header() {
       <button class="brand" onClick={() => openRecording(null)} title="All recordings">
         <Mark /> backglass
       </button>
+      <Screens />
       {m && <Where m={m} />}
       <span class="space" />
       {m && <OwnBadge m={m} />}
@@ -31,6 +34,23 @@ export function Header() {
   );
 }
 
+function Screens() {
+  const { screen, r } = route.value;
+  if (r === null && !screen) return null;
+  const to = (name: string, title: string, act: () => void) => (
+    <button aria-current={screen === name ? "page" : undefined} title={title} onClick={act}>
+      {name || "step"}
+    </button>
+  );
+  return (
+    <nav class="screens" aria-label="Screens">
+      {to("", "The recorded step", () => navigate({ screen: "" }))}
+      {to("compare", "Two recordings (Shift+D)", compareHere)}
+      {to("live", "Curves of runs (Shift+R)", openLive)}
+    </nav>
+  );
+}
+
 export function Mark() {
   return (
     <svg class="mark" viewBox="0 0 32 32" aria-hidden="true">
@@ -42,10 +62,8 @@ export function Mark() {
 }
 
 function Where({ m }: { m: Manifest }) {
-  const all = (runs.value ?? []).flatMap((run) =>
-    run.recordings.map((rec) => ({ run: run.name, ...rec })));
-  const label = (x: { run: string; step: number; level: number }) =>
-    `${x.run} · step ${count(x.step)} · level ${x.level}`;
+  const all = listed.value;
+  const label = (x: Listed) => `${labelOf(x)} · level ${x.level}`;
   return (
     <>
       <select class="recording" aria-label="Recording" value={route.value.r ?? ""}
@@ -57,6 +75,7 @@ function Where({ m }: { m: Manifest }) {
         {m.loss !== undefined && <> · loss <b>{short(m.loss)}</b></>}
         {m.grad_norm !== undefined && <> · ‖g‖ <b>{short(m.grad_norm)}</b></>}
       </span>
+      {m.fork && <span class="badge note">what if {editText(m.fork)}</span>}
       {!m.complete && <span class="badge warn">cut off</span>}
     </>
   );

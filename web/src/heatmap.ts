@@ -20,8 +20,11 @@ export interface View {
 export interface Subject {
   r: string;
   v: number;
-  /** Of a difference: the version before. */
+  /** Of a difference: the version that is taken off, or (sign −1) that this one is taken off. */
   before: number | null;
+  /** The recording that it is in. */
+  beforeR: string;
+  sign: 1 | -1;
   rows: number;
   columns: number;
   /** The rows shown: a slice by leading axes. */
@@ -124,7 +127,7 @@ const painted = new WeakMap<Tile | Planes, { key: string; canvas: OffscreenCanva
 
 /** The tile as an image, painted once for each plane and scale. */
 function image(s: Subject, tile: Tile, before: Tile | null, mode: string): OffscreenCanvas {
-  const key = `${s.plane} ${s.scale.top} ${s.scale.root} ${mode} ${before ? s.before : ""}`;
+  const key = `${s.plane} ${s.scale.top} ${s.scale.root} ${mode} ${before ? `${s.beforeR} ${s.before}` : ""}`;
   const had = painted.get(tile);
   if (had?.key === key) return had.canvas;
   const canvas = new OffscreenCanvas(tile.width, tile.height);
@@ -143,7 +146,7 @@ export function numbers(
     s.plane === "difference" || s.plane === "bad" ? "mean" : s.plane];
   if (s.plane === "difference" && before) {
     const b = of(before);
-    return [of(tile).map((x, i) => x - b[i]), null];
+    return [of(tile).map((x, i) => s.sign * (x - b[i])), null];
   }
   if (s.plane === "bad") {
     return [new Float32Array(tile.width * tile.height), tile.planes?.bad ?? badOf(tile.values!)];
@@ -193,7 +196,7 @@ function tileAt(s: Subject, p: Piece): [Tile, Tile | null] | null {
   const tile = api.heldTile(s.r, s.v, p.level, p.i, p.j);
   if (!tile) return null;
   if (s.before === null || s.plane !== "difference") return [tile, null];
-  const before = api.heldTile(s.r, s.before, p.level, p.i, p.j);
+  const before = api.heldTile(s.beforeR, s.before, p.level, p.i, p.j);
   return before ? [tile, before] : null;
 }
 
@@ -303,7 +306,7 @@ export function at(s: Subject, row: number, column: number): number | null {
   if (!tile?.[0].values) return null;
   const k = (row - i * TILE) * tile[0].width + column - j * TILE;
   const x = tile[0].values[k];
-  return tile[1]?.values ? x - tile[1].values[k] : x;
+  return tile[1]?.values ? s.sign * (x - tile[1].values[k]) : x;
 }
 
 function outline(d: Drawing, view: View, [row, column]: [number, number]): void {

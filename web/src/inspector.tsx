@@ -1,7 +1,9 @@
 /** A tensor, closely: the heatmap down to its numbers, and everything known about it. */
 
 import { signal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
 
+import { number, useAgainst, useBefore, useDifferenceTop, type Against } from "./against";
 import * as api from "./api";
 import { Dims } from "./card";
 import { css, theme, type Scale } from "./colour";
@@ -11,7 +13,9 @@ import { Histogram } from "./histogram";
 import { MapView, moveTo, viewOf } from "./mapview";
 import { useFetched } from "./maths";
 import { navigate, route } from "./route";
-import { closeTensor, current, events, fail, go, recording, runs } from "./state";
+import {
+  closeTensor, current, events, fail, go, overlay, recording, runs, selected,
+} from "./state";
 import { Table } from "./table";
 import { tokenAt, tokensOf, type Tokens } from "./tokens";
 import type { Histogram as Counts, Planes, VersionDetail } from "./types";
@@ -35,12 +39,14 @@ export function Inspector() {
 
 function Open({ detail, planes }: { detail: VersionDetail; planes: Planes | null }) {
   const r = route.value.r!;
-  const top = useDifferenceTop(r, detail);
-  const s = subjectOf(r, detail, top);
+  const against = useAgainst(r, detail);
+  const top = useDifferenceTop(r, detail, against);
+  const s = subjectOf(r, detail, top, against);
   const run = runOf(detail);
   const tokens = tokensOf(r, run);
   const cursor = cursorOf(detail, s);
   const value = useCell(r, detail, cursor);
+  useEffect(() => void (selected.value = { version: detail, index: cursor, value }));
   const spoken = `${indexWords(detail, cursor, tokens)}: ${value ?? "not stored"}`;
   return (
     <section class="inspector" data-version={detail.id} aria-label={`Tensor ${detail.tensor}`}>
@@ -72,41 +78,24 @@ function sliceOf(detail: VersionDetail): number[] {
   return square ? detail.shape.slice(0, fixable).map((_, i) => ix?.[i] ?? 0) : [];
 }
 
-function subjectOf(r: string, detail: VersionDetail, differenceTop: number): heat.Subject {
+function subjectOf(
+  r: string, detail: VersionDetail, differenceTop: number, against: Against | null,
+): heat.Subject {
   const { rows, columns } = matrix(detail.shape);
   const slice = sliceOf(detail);
   const each = size(detail.shape.slice(slice.length, -1));
   const from = slice.reduce((row, n, i) => row * detail.shape[i] + n, 0) * (slice.length ? each : 0);
   const asked = route.value.plane as heat.Plane;
-  const difference = asked === "difference" && detail.previous !== null && detail.stored;
+  const difference = asked === "difference" && against !== null;
   const plane = difference || heat.PLANES.includes(asked as never) ? asked : "mean";
   const x = detail.statistics;
   const top = difference ? differenceTop : Math.max(Math.abs(x.min), Math.abs(x.max));
   return {
-    r, v: detail.id, before: difference ? detail.previous : null, rows, columns, from,
+    r, v: detail.id, before: difference ? against.v : null, beforeR: against?.r ?? r,
+    sign: against?.sign ?? 1, rows, columns, from,
     to: slice.length ? from + each : rows, fixed: slice.length, stored: detail.stored, pictured: detail.pictured, plane,
     scale: { top: top || 1, root: rootScale.value },
   };
-}
-
-/** The largest difference to the version before, as the coarsest tile shows it. */
-function useDifferenceTop(r: string, detail: VersionDetail): number {
-  const on = route.value.plane === "difference" && detail.previous !== null && detail.stored;
-  const { rows, columns } = matrix(detail.shape);
-  const level = Math.max(0, Math.ceil(Math.log2(Math.max(rows, columns) / 256)));
-  const key = on ? `${r} ${detail.id}` : "";
-  return useFetched<number>(async (signal) => {
-    if (!key) return 1;
-    const [a, b] = await Promise.all([detail.id, detail.previous!].map(
-      (v) => api.tile(r, v, level, 0, 0, signal)));
-    const of = (x: typeof a) => x.values ?? x.planes!.mean;
-    let top = 0;
-    of(a).forEach((x, i) => {
-      const d = Math.abs(x - of(b)[i]);
-      if (Number.isFinite(d)) top = Math.max(top, d);
-    });
-    return top;
-  }, key) ?? 1;
 }
 
 function cursorOf(detail: VersionDetail, s: heat.Subject): number[] {
@@ -159,6 +148,7 @@ function Toolbar({ detail, s }: { detail: VersionDetail; s: heat.Subject }) {
         title="Colour by the square root, which shows small numbers beside large ones">√</button>
       <button aria-pressed={asTable.value} disabled={!detail.stored}
         onClick={() => (asTable.value = !asTable.value)} title="Numbers as a table">table</button>
+      <button onClick={() => (overlay.value = "edit")} title="What if this cell were … (e)">edit</button>
       <button onClick={() => navigate({ z: null })} disabled={!route.value.z}
         title="The whole tensor (0)">fit</button>
       <button class="icon" onClick={closeTensor} title="Back to the event (Esc)"
@@ -199,17 +189,20 @@ function PlaneChoice({ detail, s }: { detail: VersionDetail; s: heat.Subject }) 
     <span class="segments" role="radiogroup" aria-label="What is shown">
       {offered.map((p) => (
         <button key={p} role="radio" aria-checked={s.plane === p} title={PLANE_HELP[p]}
-          disabled={p === "difference" && (detail.previous === null || !detail.stored)}
+          disabled={p === "difference" && s.before === null && !differs(detail)}
           onClick={() => navigate({ plane: p })}>{names[p] ?? p}</button>
       ))}
     </span>
   );
 }
 
+const differs = (detail: VersionDetail): boolean =>
+  detail.stored && (route.value.vs !== null || detail.previous !== null);
+
 const PLANE_HELP: Record<string, string> = {
   mean: "Where many numbers share a pixel: their mean", min: "… their smallest",
   max: "… their largest", bad: "Only what is NaN or infinite",
-  difference: "The difference to the version before",
+  difference: "The difference to the version before, or to the other recording (d)",
 };
 
 function NotStored({ detail }: { detail: VersionDetail }) {
@@ -259,7 +252,10 @@ function Readout({ detail, s, cursor, value, tokens }: Parameters<typeof Side>[0
     <div class="readout">
       <output class="num" data-testid="cell-value">{shown}</output>
       {before !== null && value !== null && (
-        <p class="muted num">Δ {short(Number(value) - Number(before))}, before {before}</p>
+        <p class="muted num">
+          Δ {short(s.sign * (number(value) - number(before)))}, {s.sign > 0 ? "before" : "other"}{" "}
+          <b data-testid="cell-before">{before}</b>
+        </p>
       )}
       <p class="index" data-testid="cell-index">
         {names.map((name, i) => {
@@ -273,13 +269,6 @@ function Readout({ detail, s, cursor, value, tokens }: Parameters<typeof Side>[0
       </p>
     </div>
   );
-}
-
-function useBefore(s: heat.Subject, detail: VersionDetail, cursor: number[]): string | null {
-  const { row, column } = ravel(detail.shape, cursor);
-  const key = s.before === null ? "" : `${s.r} ${s.before} ${row} ${column}`;
-  return useFetched<string | null>(async (signal) => (key
-    ? (await api.cells(s.r, s.before!, row, column, 1, 1, signal))[0][0] : null), key);
 }
 
 function Legend({ scale, signed }: { scale: Scale; signed: boolean }) {

@@ -3,7 +3,10 @@
 import { signal } from "@preact/signals";
 
 import { proceed, stopSearching, toggleStop } from "./breakpoints";
+import { compareHere, toggleDifference, trainingStep } from "./comparing";
+import { openEdit } from "./edit";
 import { exportMoment } from "./export";
+import { openLive } from "./live";
 import { route } from "./route";
 import { toggleTheme } from "./colour";
 import {
@@ -23,6 +26,8 @@ export interface Action {
   name: string;
   keys: string[];
   act: () => void;
+  /** Also where no event is open. */
+  anywhere?: boolean;
 }
 
 const pane = (which: Panes) => () => {
@@ -59,10 +64,20 @@ export const ACTIONS: Action[] = [
   { name: "Code alone, or beside the maths", keys: ["s"], act: pane("code") },
   { name: "Verify: do the step again and compare every hash", keys: ["v"],
     act: () => void verify() },
-  { name: "Copy a link to this moment", keys: ["y"], act: () => void copyLink() },
-  { name: "Export this moment as one HTML file", keys: ["x"], act: () => void exportMoment() },
-  { name: "Search", keys: ["/", "Ctrl+k"], act: () => (overlay.value = "palette") },
-  { name: "Keys", keys: ["?"], act: () => (overlay.value = "help") },
+  { name: "What if the cell under the cursor were another number …", keys: ["e"], act: openEdit },
+  { name: "Difference to the version before, or to the other recording", keys: ["d"],
+    act: toggleDifference },
+  { name: "Recorded step of the run before", keys: [","], act: () => void trainingStep(-1) },
+  { name: "Next recorded step of the run", keys: ["."], act: () => void trainingStep(1) },
+  { name: "Compare two recordings", keys: ["Shift+D"], act: compareHere, anywhere: true },
+  { name: "Runs: curves of a training in progress", keys: ["Shift+R"], act: openLive,
+    anywhere: true },
+  { name: "Copy a link to this moment", keys: ["y"], act: () => void copyLink(), anywhere: true },
+  { name: "Export this moment as one HTML file", keys: ["x"], act: () => void exportMoment(),
+    anywhere: true },
+  { name: "Search", keys: ["/", "Ctrl+k"], act: () => (overlay.value = "palette"),
+    anywhere: true },
+  { name: "Keys", keys: ["?"], act: () => (overlay.value = "help"), anywhere: true },
   { name: "Light or dark", keys: [], act: toggleTheme },
   { name: "Switch single-letter keys off or on", keys: [], act: toggleKeys },
   { name: "All recordings", keys: [], act: () => openRecording(null) },
@@ -96,9 +111,8 @@ export function listenKeys(): void {
     if (overlay.value !== "none" || typing(e) || pressing(e) || e.altKey) return;
     const name = nameOf(e);
     if (!keysOn.value && name.length === 1) return;
-    if (!events.value.length && name !== "?") return;
     const action = ACTIONS.find((a) => a.keys.includes(name));
-    if (!action) return;
+    if (!action || !(events.value.length || action.anywhere)) return;
     e.preventDefault();
     action.act();
   });

@@ -20,16 +20,17 @@ const coming = new Map<string, AbortController>();
 
 /** Fetch the tiles of a view; those that an earlier view wanted and this does not are stopped. */
 function fetchTiles(s: heat.Subject, wanted: heat.Piece[]): void {
-  const versions = s.plane === "difference" && s.before !== null ? [s.v, s.before] : [s.v];
+  const versions: [string, number][] = [[s.r, s.v]];
+  if (s.plane === "difference" && s.before !== null) versions.push([s.beforeR, s.before]);
   const keys = new Set<string>();
-  for (const v of versions) {
+  for (const [r, v] of versions) {
     for (const { level, i, j } of wanted) {
-      const key = `${s.r} ${v} ${level} ${i} ${j}`;
+      const key = `${r} ${v} ${level} ${i} ${j}`;
       keys.add(key);
-      if (coming.has(key) || api.heldTile(s.r, v, level, i, j)) continue;
+      if (coming.has(key) || api.heldTile(r, v, level, i, j)) continue;
       const fetching = new AbortController();
       coming.set(key, fetching);
-      api.tile(s.r, v, level, i, j, fetching.signal)
+      api.tile(r, v, level, i, j, fetching.signal)
         .then(() => arrived.value++, () => null)
         .finally(() => coming.delete(key));
     }

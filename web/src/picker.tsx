@@ -1,8 +1,11 @@
 import { useState } from "preact/hooks";
 
 import { setToken, type ApiError } from "./api";
+import { Forks } from "./compare";
+import { compareHere } from "./comparing";
 import { count } from "./format";
 import { Mark } from "./header";
+import { openLive } from "./live";
 import { failure, loadRuns, openRecording, runs } from "./state";
 import { route } from "./route";
 import type { RecordingInfo, Run } from "./types";
@@ -14,8 +17,15 @@ export function Picker() {
   return (
     <main class="picker">
       <h1>{some ? "Recorded steps" : "No recorded steps yet"}</h1>
+      {found.length > 0 && (
+        <p class="row ways">
+          <button onClick={openLive}>Curves <kbd>⇧ R</kbd></button>
+          {some && <button onClick={compareHere}>Compare <kbd>⇧ D</kbd></button>}
+        </p>
+      )}
       {!some && <Empty runs={found} />}
       {found.filter((run) => run.recordings.length).map((run) => <RunCard run={run} key={run.id} />)}
+      <Forks />
       {some && <Unrecorded runs={found.filter((run) => !run.recordings.length)} />}
     </main>
   );
@@ -26,7 +36,7 @@ function RunCard({ run }: { run: Run }) {
     <section class="run">
       <h2>{run.name} <small>{run.preset}</small></h2>
       <ul>
-        {run.recordings.map((x) => (
+        {run.recordings.filter((x) => !x.fork).map((x) => (
           <li key={x.id}>
             <button class="choice" onClick={() => openRecording(x.id)}>
               <b>step {count(x.step)}</b>

@@ -13,9 +13,20 @@ export interface Route {
   plane: string;
   /** Zoom and place of the heatmap: x, y, sx, sy. */
   z: number[] | null;
+  /** The screen, where it is not a recording's events: "live", "compare". */
+  screen: string;
+  /** The recording that the open one is held against. */
+  vs: string | null;
+  /** The runs whose curves are shown; null: all. */
+  on: string[] | null;
+  /** Switches of the screen: "time", "smooth" … */
+  flags: string[];
 }
 
-const EMPTY: Route = { r: null, e: 0, t: null, ix: null, sl: null, plane: "mean", z: null };
+const EMPTY: Route = {
+  r: null, e: 0, t: null, ix: null, sl: null, plane: "mean", z: null, screen: "", vs: null,
+  on: null, flags: [],
+};
 
 export const route = signal<Route>(EMPTY);
 
@@ -39,20 +50,28 @@ export function parse(hash: string): Route {
     sl: asked.get("sl") === "" ? [] : numbers(asked.get("sl")),
     plane: asked.get("p") ?? "mean",
     z: numbers(asked.get("z")),
+    screen: found.s ?? "",
+    vs: asked.get("vs"),
+    on: asked.get("on")?.split(",").filter(Boolean) ?? null,
+    flags: asked.get("f")?.split(",").filter(Boolean) ?? [],
   };
 }
 
 export function format(x: Route): string {
-  if (x.r === null) return "#/";
-  let text = `#/r/${encodeURIComponent(x.r)}/e/${x.e}`;
-  if (x.t === null) return text;
-  text += `/t/${x.t}`;
   const asked: string[] = [];
-  if (x.ix) asked.push(`ix=${x.ix.join(",")}`);
-  if (x.sl) asked.push(`sl=${x.sl.join(",")}`);
-  if (x.plane !== "mean") asked.push(`p=${x.plane}`);
-  if (x.z) asked.push(`z=${x.z.map((n) => +n.toPrecision(6)).join(",")}`);
-  return asked.length ? `${text}?${asked.join("&")}` : text;
+  if (x.vs) asked.push(`vs=${encodeURIComponent(x.vs)}`);
+  if (x.on) asked.push(`on=${x.on.map(encodeURIComponent).join(",")}`);
+  if (x.flags.length) asked.push(`f=${x.flags.join(",")}`);
+  let text = x.screen ? `#/s/${x.screen}` : "#";
+  if (x.r !== null) text += `/r/${encodeURIComponent(x.r)}/e/${x.e}`;
+  if (x.r !== null && x.t !== null) {
+    text += `/t/${x.t}`;
+    if (x.ix) asked.push(`ix=${x.ix.join(",")}`);
+    if (x.sl) asked.push(`sl=${x.sl.join(",")}`);
+    if (x.plane !== "mean") asked.push(`p=${x.plane}`);
+    if (x.z) asked.push(`z=${x.z.map((n) => +n.toPrecision(6)).join(",")}`);
+  }
+  return (text === "#" ? "#/" : text) + (asked.length ? `?${asked.join("&")}` : "");
 }
 
 /** Browsers refuse many address changes a second; the address follows when the hand rests. */
@@ -80,6 +99,9 @@ export function settle(): string {
 export function listen(): void {
   route.value = parse(location.hash);
   write();
-  addEventListener("hashchange", () => (route.value = parse(location.hash)));
+  addEventListener("hashchange", (e) => {
+    clearTimeout(timer); // it would write the address that was left
+    route.value = parse(new URL(e.newURL).hash); // which a late write may have replaced
+  });
   addEventListener("pagehide", write);
 }

@@ -5,7 +5,7 @@ import { computed, effect, signal } from "@preact/signals";
 import * as api from "./api";
 import { navigate, route } from "./route";
 import { groupsOf, segmentsOf } from "./groups";
-import type { EventDetail, Operand, Recording, Run, Verdict } from "./types";
+import type { EventDetail, Operand, Recording, Run, Verdict, VersionDetail } from "./types";
 
 export const runs = signal<Run[] | null>(null);
 export const recording = signal<Recording | null>(null);
@@ -25,8 +25,12 @@ export const panes = signal<Panes>("both");
 export const playing = signal(false);
 export const RATES = [1, 2, 4, 8, 16];
 export const rate = signal(4);
-export const overlay = signal<"none" | "help" | "palette" | "condition">("none");
+export const overlay = signal<"none" | "help" | "palette" | "condition" | "edit">("none");
 export const note = signal("");
+/** The cell under the cursor of the inspector. */
+export const selected = signal<{
+  version: VersionDetail; index: number[]; value: string | null;
+} | null>(null);
 /** The derivation step under the pointer. */
 export const lit = signal<number | null>(null);
 
@@ -51,7 +55,10 @@ export async function loadRuns(): Promise<void> {
     runs.value = await api.runs();
     failure.value = null;
     const all = runs.value.flatMap((run) => run.recordings);
-    if (route.value.r === null && all.length === 1) navigate({ r: all[0].id, e: 0 });
+    if (route.value.r === null && !route.value.screen) {
+      if (all.length === 1) navigate({ r: all[0].id, e: 0 });
+      else if (!all.length && runs.value.length) navigate({ screen: "live" });
+    }
   } catch (error) {
     fail(error);
   }
@@ -159,7 +166,7 @@ export function inspect(v: number, ix: number[] | null = null): void {
 export const closeTensor = (): void => navigate({ t: null, ix: null, sl: null, z: null });
 
 export const openRecording = (r: string | null): void =>
-  navigate({ r, e: 0, t: null, ix: null, sl: null, z: null });
+  navigate({ r, e: 0, t: null, ix: null, sl: null, z: null, screen: "", vs: null });
 
 export function layer(direction: 1 | -1): void {
   const segment = segments.value.findIndex((s) => at.value >= s.first && at.value <= s.last);

@@ -8,6 +8,24 @@ export interface RecordingInfo {
   complete: boolean;
   device: string;
   dtype: string;
+  /** Its folder. */
+  name: string;
+  fork?: Fork;
+  problem?: string;
+}
+
+export interface Edit {
+  tensor: string;
+  number: number;
+  index: number[];
+  value: string;
+}
+
+/** A what-if: of which recording, and what was edited after which event. */
+export interface Fork {
+  of: string;
+  event: number | null;
+  edits: Edit[];
 }
 
 export interface Run {
@@ -57,6 +75,7 @@ export interface Manifest {
   loss?: number | string;
   grad_norm?: number | string;
   own?: Own;
+  fork?: Fork;
   sources?: Record<string, string>;
   left_out: number;
 }
