@@ -63,10 +63,12 @@ class Studio:
 
 def app(studio: Studio, port: int, token: str) -> Guard:
     """The ASGI app, guarded."""
-    from backglass.debugger.runs_api import ROUTES as RUNS  # which answers with what is here
+    from backglass.debugger.bench_api import ROUTES as BENCH  # which answer with what is here
+    from backglass.debugger.runs_api import ROUTES as RUNS
 
+    routes = (*ROUTES, *RUNS, *BENCH)
     made = Starlette(
-        routes=[Route(path, handler, methods=[m]) for m, path, handler in (*ROUTES, *RUNS)],
+        routes=[Route(path, handler, methods=[m]) for m, path, handler in routes],
         exception_handlers={kind: told for kind in (UserError, OSError, HTTPException, Exception)},
     )
     made.router.redirect_slashes = False
