@@ -1,7 +1,8 @@
 /** Every request of the page: same origin, with the token, cached where the answer cannot change. */
 
 import type {
-  EventDetail, Histogram, Maths, Planes, Recording, Run, Source, Tile, Verdict, VersionDetail,
+  BenchPlan, EventDetail, Histogram, Maths, Planes, Recording, Run, Source, Tile, Update, Verdict,
+  VersionDetail,
 } from "./types";
 
 const TOKEN_KEY = "backglass-token";
@@ -172,8 +173,9 @@ export async function eachLine(
 /** Work that the server does once: tells how far it is, returns what it found. */
 export async function work<T>(
   path: string, progress: (done: number, total: number) => void, body?: object,
+  signal?: AbortSignal,
 ): Promise<T> {
-  const answer = await request(path, { method: "POST", body: body && JSON.stringify(body) });
+  const answer = await request(path, { method: "POST", body: body && JSON.stringify(body), signal });
   let last: Record<string, unknown> = {};
   await eachLine(answer, (row) => {
     last = row;
@@ -189,3 +191,24 @@ export async function work<T>(
 /** Do the step again and compare every hash. */
 export const verify = (r: string, progress: (done: number, total: number) => void) =>
   work<Verdict>(`${of(r)}/verify`, progress);
+
+// ------------------------------------------------------------ the gradient bench
+
+type Query = Record<string, string | number>;
+
+const asked = (query: Query) =>
+  new URLSearchParams(Object.entries(query).map(([k, x]) => [k, String(x)])).toString();
+
+/** What can be checked of an event; of AdamW, of one parameter. */
+export const benchPlan = (r: string, k: number, tensor: string | null, signal?: AbortSignal) =>
+  cached(`${of(r)}/events/${k}/bench?${asked(tensor ? { tensor } : {})}`, asJson<BenchPlan>, signal);
+
+export const update = async (
+  r: string, tensor: string, row: number, column: number, signal?: AbortSignal,
+): Promise<Update> => (await request(
+  `${of(r)}/bench/update?${asked({ tensor, row, column })}`, { signal })).json();
+
+export const check = <T>(
+  r: string, what: string, query: Query, progress: (done: number, total: number) => void,
+  signal: AbortSignal,
+) => work<T>(`${of(r)}/${what}?${asked(query)}`, progress, undefined, signal);

@@ -1,3 +1,4 @@
+import { Bench } from "./benchview";
 import { Card } from "./card";
 import { Compare } from "./compare";
 import { Code } from "./code";
@@ -14,6 +15,13 @@ import { current, failure, panes, recording } from "./state";
 import { Spine } from "./spine";
 import { Transport } from "./transport";
 
+/** What lies beside the spine. */
+function Screen() {
+  if (current.value === null) return <NoEvents />;
+  if (route.value.t !== null) return <Inspector />;
+  return route.value.bench ? <Bench /> : <Event />;
+}
+
 export function App() {
   if (failure.value && !recording.value) return <Failure error={failure.value} />;
   const { screen } = route.value;
@@ -21,12 +29,13 @@ export function App() {
   if (screen === "compare") return <><Header /><Compare />{failure.value && <Banner />}<Overlays /></>;
   if (route.value.r === null) return <><Header /><Picker /><Overlays /></>;
   if (!recording.value) return <><Header /><main class="quiet" aria-busy="true" /></>;
+  const wide = route.value.t !== null || route.value.bench;
   return (
     <>
       <Header />
-      <main class={`stage panes-${panes.value} ${route.value.t === null ? "" : "inspecting"}`}>
+      <main class={`stage panes-${panes.value} ${wide ? "inspecting" : ""}`}>
         <Spine />
-        {current.value === null ? <NoEvents /> : route.value.t === null ? <Event /> : <Inspector />}
+        <Screen />
       </main>
       <Transport />
       {failure.value && <Banner />}

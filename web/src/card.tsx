@@ -2,6 +2,7 @@
 
 import { useState } from "preact/hooks";
 
+import { openBench } from "./bench";
 import { axes, brief, count } from "./format";
 import { current, events, go, groups, inspect, shown } from "./state";
 import { stops, toggleStop } from "./breakpoints";
@@ -62,6 +63,9 @@ function Strip({ detail }: { detail: EventDetail }) {
       <b class="mono">{detail.op}</b>
       <span class="muted mono attrs">{attrs.join("  ")}</span>
       <span class="space" />
+      <button class="plain" onClick={openBench} title="Check this event on the gradient bench (g)">
+        check <kbd>g</kbd>
+      </button>
       <span class="num muted">{detail.ms.toFixed(3)} ms</span>
     </div>
   );

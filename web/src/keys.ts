@@ -2,6 +2,7 @@
 
 import { signal } from "@preact/signals";
 
+import { closeBench, openBench, stopCheck } from "./bench";
 import { proceed, stopSearching, toggleStop } from "./breakpoints";
 import { compareHere, toggleDifference, trainingStep } from "./comparing";
 import { openEdit } from "./edit";
@@ -60,6 +61,7 @@ export const ACTIONS: Action[] = [
   { name: "Continue backwards in time", keys: ["Shift+C"], act: continueTo(-1) },
   { name: "Next event that is not finite", keys: ["n"], act: () => bad(1) },
   { name: "Previous event that is not finite", keys: ["Shift+N"], act: () => bad(-1) },
+  { name: "Gradient bench: check this event now", keys: ["g"], act: openBench },
   { name: "Maths alone, or beside the code", keys: ["m"], act: pane("math") },
   { name: "Code alone, or beside the maths", keys: ["s"], act: pane("code") },
   { name: "Verify: do the step again and compare every hash", keys: ["v"],
@@ -123,4 +125,5 @@ function escape(): void {
   playing.value = false;
   if (overlay.value !== "none") overlay.value = "none";
   else if (route.value.t !== null) closeTensor();
+  else if (!stopCheck() && route.value.bench) closeBench();
 }

@@ -154,10 +154,10 @@ export function go(k: number): void {
   if (to === at.value) return;
   performance.mark("step");
   const follow = route.value.t === null ? null : events.value[to].first;
-  navigate(follow === null ? { e: to } : { e: to, ...tensorView(follow) });
+  navigate({ e: to, o: null, ...tensorView(follow) });
 }
 
-const tensorView = (t: number) => ({ t, ix: null, sl: null, z: null });
+const tensorView = (t: number | null) => ({ t, ix: null, sl: null, z: null });
 
 export function inspect(v: number, ix: number[] | null = null): void {
   navigate({ ...tensorView(v), ix });
@@ -166,7 +166,7 @@ export function inspect(v: number, ix: number[] | null = null): void {
 export const closeTensor = (): void => navigate({ t: null, ix: null, sl: null, z: null });
 
 export const openRecording = (r: string | null): void =>
-  navigate({ r, e: 0, t: null, ix: null, sl: null, z: null, screen: "", vs: null });
+  navigate({ r, e: 0, bench: false, o: null, ...tensorView(null), screen: "", vs: null });
 
 export function layer(direction: 1 | -1): void {
   const segment = segments.value.findIndex((s) => at.value >= s.first && at.value <= s.last);
