@@ -53,7 +53,6 @@ def with_backward(
 ) -> Sample:
     """The sample plus the forward's outputs and cotangents, random where none is given: everything
     any backward call reads."""
-    given = given or {}
     op, sig = sample.op, sample.op.signatures[sample.op.name]
     values = dict(sample.values)
     made = call_maths(sig, sample, values)
@@ -62,7 +61,7 @@ def with_backward(
             values[operand.name] = value
         if not operand.saved:
             drawn = rng.standard_normal(value.shape)
-            values["d" + operand.name] = given.get("d" + operand.name, drawn)
+            values["d" + operand.name] = (given or {}).get("d" + operand.name, drawn)
     return Sample(op, sample.sizes, sample.attrs, values)
 
 

@@ -203,8 +203,8 @@ def sample_of(op: Op, sig: Signature, event: Row, values: Values) -> Sample:
     given: dict[str, Any] = {}
     for o in sig.passed:
         found = [values[r["version"]["id"]] for r in parts[o.name]]
-        x = found[0] if len(found) == 1 else found and np.concatenate([x.ravel() for x in found])
-        given[o.name] = exact(x).reshape(o.shape(sizes)) if found else None
+        whole = [np.concatenate([x.ravel() for x in found])] if len(found) > 1 else found
+        given[o.name] = exact(whole[0]).reshape(o.shape(sizes)) if whole else None
     return Sample(op, sizes, event["attrs"], given)
 
 

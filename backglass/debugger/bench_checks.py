@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from backglass.debugger.bench import (
     upstream,
 )
 from backglass.debugger.bench_values import Progress, Values, exact, index_of, values_of
-from backglass.debugger.matrix import Cache
+from backglass.debugger.matrix import Cache, text_of
 from backglass.debugger.problem import Problem
 from backglass.device import Device, get
 from backglass.errors import UserError
@@ -122,7 +123,7 @@ def gradient_row(
     errors, numeric = [], []
     for cell, slope in zip(cells, slopes(sample, r["of"], cells, STEP * size), strict=True):
         numeric.append(slope)
-        errors.append(error_of(slope, grad.flat[cell], norm))
+        errors.append(error_of(slope, float(grad.flat[cell]), norm))
         tick()
     at = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
     worst = {
@@ -135,7 +136,7 @@ def gradient_row(
 
 
 def error_of(numeric: float, by_hand: float, norm: float) -> float:
-    gap = abs(numeric - float(by_hand))
+    gap = abs(numeric - by_hand)
     return 0.0 if gap == 0 else float(gap / max(norm, 1e-300))
 
 
@@ -176,7 +177,7 @@ def kernel_check(b: Bench, cache: Cache, progress: Progress) -> Row:
     values = values_of(b.reading, own(b), cache, progress)
     sample = sample_of(b.op, sig, b.event, values)
     outs = [by_name(b.event["outs"]).get(o.name) for o in sig.outs]
-    recorded = [None if row is None else values[row["version"]["id"]] for row in outs]
+    recorded: list[Any] = [None if row is None else values[row["version"]["id"]] for row in outs]
     adds = tuple(bool(row and row["adds"]) for row in outs)
     device, why = device_of(b)
     with np.errstate(all="ignore"):
@@ -217,9 +218,10 @@ def made_again(
 
 def worst_of(shape: list[int], found: np.ndarray, want: np.ndarray) -> Row:
     """The cell that errs most."""
-    found, want = found.astype(np.float64).ravel(), want.ravel()
-    cell = int(np.argmax(np.nan_to_num(np.abs(found - want), nan=np.inf)))
-    return {"index": index_of(shape, cell), "found": float(found[cell]), "true": float(want[cell])}
+    gap = np.abs(found.astype(np.float64).ravel() - want.ravel())
+    cell = int(np.argmax(np.nan_to_num(gap, nan=np.inf)))
+    stored, true = text_of(found.flat[cell]), float(want.flat[cell])
+    return {"index": index_of(shape, cell), "found": stored, "true": true}
 
 
 def device_of(b: Bench) -> tuple[Device | None, str]:

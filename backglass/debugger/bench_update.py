@@ -48,7 +48,7 @@ def update_of(reading: Reading, cache: Cache, tensor: str | None, row: int, colu
     now = {name: at(after[name]) for name in was}
     made = by_hand(b, was, scale, hyper, decays(p["tensor"]))
     return {
-        "tensor": p["tensor"], "index": index_of(p["shape"], cell_of(p["shape"], row, column)), "row": row, "column": column,
+        "tensor": p["tensor"], "index": index_of(p["shape"], cell_of(p["shape"], row, column)),
         "t": b.reading.manifest["step"], "decays": decays(p["tensor"]),
         "symbols": symbols(was, hyper), "clip": clip_of(b, cache, scale, hyper),
         "lines": lines(was, scale, hyper, decays(p["tensor"]), made),

@@ -24,12 +24,13 @@ def values_of(
 ) -> Values:
     """As recorded; where the recording has statistics only, those of the step done again, which
     must have the recorded hashes.  Raises Problem if they are too many."""
-    versions = [*{v["id"]: v for v in versions}.values()]
     if (count := sum(math.prod(v["shape"]) for v in versions)) > MOST_NUMBERS:
         raise Problem(
             413, f"This needs {count:,} numbers in float64; {MOST_NUMBERS:,} are computed with at "
-            "once. Record a step with a smaller --batch-size or --seq-len.",
+            "once. Choose a smaller parameter, or record a step with a smaller --batch-size or "
+            "--seq-len.",
         )  # fmt: skip
+    versions = [*{v["id"]: v for v in versions}.values()]
     found = {v["id"]: whole(reading, v, cache) for v in versions if v["stored"]}
     missing = [v for v in versions if not v["stored"]]
     return found | values_again(reading, missing, cache, progress)

@@ -23,6 +23,8 @@ export interface Running {
 }
 
 export const running = signal<Running | null>(null);
+/** Whether the checks of an event are under way, one after the other. */
+export const checking = signal(false);
 
 /** What was found of every event that was checked, and why something was not; by keyOf. */
 const found = signal<Map<string, unknown>>(new Map());
@@ -69,6 +71,7 @@ async function run(what: What, query: Record<string, string | number> = {}): Pro
   const begun = { what, done: 0, total: 0, since: performance.now(), stop };
   running.value = begun;
   troubles.value = put(troubles.value, key, undefined);
+  found.value = put(found.value, key, undefined);
   const mine = () => running.value?.stop === stop;
   const path = what === "model" ? "bench/model" : `events/${at.value}/bench/${what}`;
   const progress = (done: number, total: number) => {
@@ -128,14 +131,25 @@ export function closeBench(): void {
 }
 
 export async function checkNow(): Promise<void> {
+  const turn = ++turns;
+  for (const what of ["maths", "kernel", "steps"] as const) {
+    found.value = put(found.value, keyOf(what), undefined);
+  }
+  checking.value = true;
+  await inOrder(turn);
+  if (turn === turns) checking.value = false;
+}
+let turns = 0;
+
+async function inOrder(turn: number): Promise<void> {
   const { r } = route.value;
   const k = at.value;
-  const here = () => route.value.r === r && at.value === k && route.value.bench;
+  const here = () => turn === turns && route.value.r === r && at.value === k && route.value.bench;
   const plan = await api.benchPlan(r!, k, parameter.value).catch(() => null);
   if (!plan || !here()) return;
   if (plan.maths.length && !(await run("maths"))) return;
   if (!here() || !(await run("kernel"))) return;
-  const cell = plan.maths.length && here() ? cellOf(plan) : null;
+  const cell = here() ? cellOf(plan) : null;
   if (cell) await look(cell.operand, cell.index);
 }
 

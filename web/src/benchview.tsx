@@ -5,7 +5,7 @@ import { useState } from "preact/hooks";
 
 import * as api from "./api";
 import {
-  checkModel, checkNow, closeBench, cellOf, look, parameter, resultOf, running, stopCheck,
+  checking, checkModel, checkNow, closeBench, cellOf, look, parameter, resultOf, running, stopCheck,
   troubleOf, verdict, type Running, type What,
 } from "./bench";
 import { PHASES } from "./card";
@@ -33,7 +33,8 @@ export function Bench() {
   const plan = got?.plan.k === at.value ? got.plan : null;
   const e = current.value!;
   return (
-    <section class={`bench ${e.phase}`} aria-label="Gradient bench" data-shown={plan?.k}>
+    <section class={`bench ${e.phase}`} aria-label="Gradient bench" data-shown={plan?.k}
+      aria-busy={checking.value}>
       <Bar />
       <div class="checks" tabIndex={0} role="region" aria-label="Checks">
         {why && <p class="trouble" role="alert">{why}</p>}

@@ -31,7 +31,7 @@ export function StepCurve({ steps }: { steps: Steps | null }) {
     <>
       <figure class="curve">
         <canvas ref={canvas} role="img" aria-label={steps ? spoken(steps) : "No curve yet"}
-          style={{ height: `${HEIGHT}px` }} />
+          style={{ height: `${HEIGHT * unit()}px` }} />
       </figure>
       <p class="muted caption">
         The line is (φ(x + h) − φ(x − h))/2h; the dot is the check's own difference, of fourth order.
@@ -96,9 +96,13 @@ function spoken(steps: Steps): string {
     + right;
 }
 
-function draw(canvas: HTMLCanvasElement, width: number, steps: Steps | null): void {
-  const ratio = devicePixelRatio;
-  canvas.style.width = `${width}px`;
+/** Sizes here are for a page set in 13 px; on large screens it is larger. */
+const unit = (): number => parseFloat(getComputedStyle(document.documentElement).fontSize) / 13;
+
+function draw(canvas: HTMLCanvasElement, across: number, steps: Steps | null): void {
+  const ratio = devicePixelRatio * unit();
+  const width = across / unit();
+  canvas.style.width = `${across}px`;
   canvas.width = width * ratio;
   canvas.height = HEIGHT * ratio;
   const c = canvas.getContext("2d")!;
