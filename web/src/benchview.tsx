@@ -227,9 +227,9 @@ function Result({ name, operand, judged, children }: {
       </span>
       <span class="num error" data-error={judged?.error}>{judged ? tiny(judged.error) : "–"}</span>
       <span class="num muted bound" data-bound={judged?.bound}>
-        {judged ? `≤ ${tiny(judged.bound)}` : ""}</span>
+        {judged ? `≤ ${tiny(judged.bound)}` : "\u00a0"}</span>
       <b class="mark" aria-label={judged ? (judged.ok ? "passes" : "fails") : "not checked"}>
-        {judged ? (judged.ok ? "✓" : "✗") : ""}</b>
+        {judged ? (judged.ok ? "✓" : "✗") : "\u00a0"}</b>
       <span class="detail">{children}</span>
     </div>
   );
@@ -258,24 +258,30 @@ function Pair({ a, x, b, y }: { a: string; x: Real; b: string; y: Real }) {
 
 // ------------------------------------------------------------ one cell
 
+const worstOf = (of: string): number[] | null =>
+  resultOf("maths")?.rows.find((row) => row.of === of)?.worst?.index ?? null;
+
 function Closely({ plan }: { plan: BenchPlan }) {
   const cell = cellOf(plan);
   if (!cell) return <p class="muted empty">Nothing is differentiated here.</p>;
   const { operand, index } = cell;
   const steps = resultOf("steps");
+  const worst = worstOf(operand.name);
   const mine = steps?.of === operand.name && steps.index.join() === index.join() ? steps : null;
   const go = (name: string, ix: number[]) => {
     const of = plan.maths.find((m) => m.of === name)!.x;
-    void look(of, ix.length === of.shape.length ? ix : of.shape.map(() => 0));
+    void look(of, ix.length === of.shape.length ? ix : worstOf(name) ?? of.shape.map(() => 0));
   };
   return (
     <div class="panel" data-check="steps">
       <h2>Error against step size</h2>
-      <CellFields choices={plan.maths.map((m) => m.of)} chosen={operand.name} operand={operand}
-        index={index} choose={go} worst={resultOf("maths")?.rows.find(
-          (row) => row.of === operand.name)?.worst?.index ?? null} />
-      {troubleOf("steps") && <p class="trouble" role="alert">{troubleOf("steps")}</p>}
-      <StepCurve steps={mine} />
+      <StepCurve steps={mine}>
+        <CellFields choices={plan.maths.map((m) => m.of)} chosen={operand.name} operand={operand}
+          index={index} choose={go}>
+          <button disabled={!worst} onClick={() => go(operand.name, worst!)}>worst</button>
+        </CellFields>
+        {troubleOf("steps") && <p class="trouble" role="alert">{troubleOf("steps")}</p>}
+      </StepCurve>
     </div>
   );
 }

@@ -1,11 +1,13 @@
 /** Which operand and which of its cells is looked at closely. */
 
+import type { ComponentChildren } from "preact";
+
 import { axes, letter } from "./format";
 import type { BenchOperand } from "./types";
 
-export function CellFields({ choices, chosen, operand, index, choose, worst }: {
+export function CellFields({ choices, chosen, operand, index, choose, children }: {
   choices: string[]; chosen: string; operand: BenchOperand; index: number[];
-  choose: (name: string, index: number[]) => void; worst: number[] | null;
+  choose: (name: string, index: number[]) => void; children?: ComponentChildren;
 }) {
   const names = axes(operand.dims, operand.shape);
   const set = (axis: number, text: string) => {
@@ -30,7 +32,7 @@ export function CellFields({ choices, chosen, operand, index, choose, worst }: {
         </label>
       ))}
       <button onClick={random}>random</button>
-      {worst && <button onClick={() => choose(chosen, worst)}>worst</button>}
+      {children}
     </div>
   );
 }

@@ -1,6 +1,7 @@
 /** The error of a central difference against its step size, both by powers of ten: a large step
  * errs by what it leaves out, a small one by what float64 rounds off. */
 
+import type { ComponentChildren } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 
 import { theme } from "./colour";
@@ -15,7 +16,9 @@ const BOTTOM = 34;
 const H = [-12, -1]; // powers of ten, from left to right
 const E = [-16, 0]; // and from bottom to top
 
-export function StepCurve({ steps }: { steps: Steps | null }) {
+export function StepCurve({ steps, children }: {
+  steps: Steps | null; children: ComponentChildren;
+}) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const [width, setWidth] = useState(0);
   const mode = theme();
@@ -37,6 +40,7 @@ export function StepCurve({ steps }: { steps: Steps | null }) {
         The line is (φ(x + h) − φ(x − h))/2h; the dot is the check's own difference, of fourth order.
         Errors are fractions of the gradient's norm.
       </p>
+      {children}
       <Numbers steps={steps} />
       {steps && <Points steps={steps} />}
     </>

@@ -31,7 +31,7 @@ export function UpdatePanel({ plan }: { plan: BenchPlan }) {
     <div class="panel update" data-check="update">
       <h2>One weight through AdamW</h2>
       <CellFields choices={plan.parameters} chosen={name} operand={operand} index={index}
-        choose={choose} worst={null} />
+        choose={choose} />
       {got?.why && <p class="trouble" role="alert">{got.why}</p>}
       {got?.found && <Formula found={got.found} names={axes(operand.dims, operand.shape)} />}
     </div>
