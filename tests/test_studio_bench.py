@@ -334,11 +334,11 @@ def test_the_worst_cell_leads_to_the_inspector_at_that_cell_and_back(studio, ful
     k = first(full)["d_mix"]
     check(studio, full, k)
     cell = rows(studio, "maths")["datt"]["cell"]
-    studio.page.locator("[data-check=maths] [data-row=datt] [data-cell]").click()
-    studio.page.wait_for_selector(".inspector")
     made = next(
         o for o in full.operands if (o["event"], o["name"], o["role"]) == (k, "datt", "out")
     )
+    studio.page.locator("[data-check=maths] [data-row=datt] [data-cell]").click()
+    studio.page.wait_for_selector(f".inspector[data-version='{made['version']}']")
     value = full.values(full.versions[made["version"]])[tuple(cell)]
     assert studio.index() == cell and np.float32(studio.cell()) == value
     studio.press("Escape")

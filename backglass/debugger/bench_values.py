@@ -13,7 +13,7 @@ from backglass.debugger.matrix import Cache, matrix_of
 from backglass.debugger.problem import Problem
 from backglass.debugger.reading import Reading
 
-MOST_NUMBERS = 1 << 26  # of all tensors of a check together: 512 MiB in float64
+MOST_NUMBERS = 1 << 27  # of all tensors of a check together: 1 GiB in float64
 
 Progress = Callable[[int, int], None]
 Values = dict[int, np.ndarray]  # by the id of the version

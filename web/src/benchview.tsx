@@ -165,7 +165,7 @@ function KernelPanel({ plan }: { plan: BenchPlan }) {
           <Result key={o.name} name={o.name} operand={o} judged={own}>
             {own && <Cell operand={o} index={own.worst.index} />}
             {own && <Pair a={plan.dtype} x={own.worst.found} b="true" y={own.worst.true} />}
-            {own && <span class="bits">{own.same ? "recorded bits" : "other bits than recorded"}</span>}
+            {own && <span class="bits">{own.same ? "the recorded bits" : "other bits"}</span>}
           </Result>
         );
       })}
