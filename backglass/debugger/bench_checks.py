@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from backglass.checks.cells import STEP, slopes, slopes_by_step, typical_size
-from backglass.checks.kernel import execute_call, held, judged, naive_maths
+from backglass.checks.kernel import execute_call, held, judged, naive_maths, ulps_of
 from backglass.checks.op import LIMIT, backward, differentiated, directional_error
 from backglass.checks.samples import Sample, call_maths, with_backward
 from backglass.debugger.bench import (
@@ -183,6 +183,7 @@ def kernel_check(b: Bench, cache: Cache, progress: Progress) -> Row:
     with np.errstate(all="ignore"):
         truth = call_maths(sig, sample, sample.values)
         naive = naive_maths(sig, sample, sample.values, dtype)
+        ulps = ulps_of(sig, sample, sample.values, dtype, naive)
         found = made_again(sig, sample, device, dtype, recorded, adds) if device else recorded
         rows = []
         for k, o in enumerate(sig.outs):
@@ -190,7 +191,8 @@ def kernel_check(b: Bench, cache: Cache, progress: Progress) -> Row:
                 continue
             base = sample.values[o.name] if adds[k] else 0.0
             want = truth[k] + base
-            error, bound = judged(o, dtype, found[k].reshape(want.shape), want, naive[k] + base)
+            made, stored = found[k].reshape(want.shape), held(o, dtype)
+            error, bound = judged(made, want, naive[k] + base, stored, ulps[k])
             same = found[k].tobytes() == recorded[k].tobytes()
             judgement = {"error": error, "bound": bound, "ok": bool(error <= bound), "same": same}
             worst = worst_of(row["version"]["shape"], found[k], want)

@@ -8,6 +8,7 @@ program evaluated by the maths files.  v moves every weight by about its own siz
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -32,6 +33,7 @@ MOST_BYTES = 2 << 30
 HELD = 4  # in float64: parameters, gradients, where they were, and a direction
 STEP = 1e-3  # in units of a weight's size
 ROUND_OFF = 16 * 2.0**-52  # of a loss, in units of it
+SEED = 1  # of the directions
 EVALUATIONS = 4  # of a central difference
 MOST_PARAMETERS, MOST_BATCHES = 10_000, 1_000  # tensors, and micro-batches
 
@@ -66,32 +68,38 @@ def model_check(reading: Reading, cache: Cache, progress: Progress) -> Row:
             found += float(np.sum(memory.array(t.io.loss) * memory.array(t.io.dloss)))
         return found
 
+    with np.errstate(all="ignore"):
+        loss = total(lines[0])  # which also leaves the gradient in memory
+        rows = rows_along(memory, t, loss, lambda: total(lines[1]), progress)
+    return {"rows": rows, "loss": loss, "parameters": count, "tokens": B * T * len(batches)}
+
+
+def rows_along(
+    memory: Memory, t: Tensors, loss: float, total: Callable[[], float], progress: Progress
+) -> list[Row]:
+    """All parameters along one direction, then those of each kind.  The bound is that of an op, or
+    what rounding the loss makes of it where the slope is small."""
     kinds = [[p.name for p in t.layout.params], *([p.name] for p in t.layout.params)]
-    tick, rng = (
-        ticker(progress, EVALUATIONS * len(kinds)),
-        np.random.default_rng(reading.manifest["step"]),
-    )
+    tick, rng = ticker(progress, EVALUATIONS * len(kinds)), np.random.default_rng(SEED)
+    least = typical_size(memory.array(t.p.flat))  # biases that are still zero move like the rest
 
     def told() -> float:
         tick()
-        return total(lines[1])
-
-    least = typical_size(memory.array(t.p.flat))  # biases that are still zero move like the rest
+        return total()
 
     def size(x: np.ndarray) -> float:
         return max(least, typical_size(x) if x.any() else 0.0)
 
-    with np.errstate(all="ignore"):
-        loss, rows = total(lines[0]), []
-        for names in kinds:
-            along = slope_along(memory, t, names, told, rng, STEP, size)
-            bound = max(LIMIT, ROUND_OFF * abs(loss) / (STEP * max(along.norm, 1e-300)))
-            rows.append({
-                "name": names[0] if len(names) == 1 else "", "numeric": along.numeric,
-                "by_hand": along.by_hand, "norm": along.norm, "error": along.error,
-                "bound": bound, "ok": bool(along.error <= bound),
-            })  # fmt: skip
-    return {"rows": rows, "loss": loss, "parameters": count, "tokens": B * T * len(batches)}
+    rows = []
+    for names in kinds:
+        along = slope_along(memory, t, names, told, rng, STEP, size)
+        bound = max(LIMIT, ROUND_OFF * abs(loss) / (STEP * max(along.norm, 1e-300)))
+        rows.append({
+            "name": names[0] if len(names) == 1 else "", "numeric": along.numeric,
+            "by_hand": along.by_hand, "norm": along.norm, "error": along.error, "bound": bound,
+            "ok": bool(along.error <= bound),
+        })  # fmt: skip
+    return rows
 
 
 def config_of(reading: Reading) -> gpt2.Config:
