@@ -56,7 +56,7 @@ function Bar() {
     <div class="toolbar">
       <h1>{e.op}</h1>
       <span class={`phase ${e.phase}`}>{PHASES[e.phase]}</span>
-      <span class={`badge verdict ${good === null ? "" : good ? "good" : "bad"}`} role="status"
+      <span class={`badge outcome ${good === null ? "" : good ? "good" : "bad"}`} role="status"
         data-testid="verdict">{words}</span>
       <span class="mono muted call" title={e.text}>{e.text}</span>
       <span class="space" />
@@ -165,7 +165,11 @@ function KernelPanel({ plan }: { plan: BenchPlan }) {
           <Result key={o.name} name={o.name} operand={o} judged={own}>
             {own && <Cell operand={o} index={own.worst.index} />}
             {own && <Pair a={plan.dtype} x={own.worst.found} b="true" y={own.worst.true} />}
-            {own && <span class="bits">{own.same ? "the recorded bits" : "other bits"}</span>}
+            {own && (
+              <span class="bits" title="Compared with what was recorded">
+                {own.same ? "same bits" : "other bits"}
+              </span>
+            )}
           </Result>
         );
       })}
@@ -228,7 +232,7 @@ function Result({ name, operand, judged, children }: {
       <span class="num error" data-error={judged?.error}>{judged ? tiny(judged.error) : "–"}</span>
       <span class="num muted bound" data-bound={judged?.bound}>
         {judged ? `≤ ${tiny(judged.bound)}` : "\u00a0"}</span>
-      <b class="mark" aria-label={judged ? (judged.ok ? "passes" : "fails") : "not checked"}>
+      <b class="sign" aria-label={judged ? (judged.ok ? "passes" : "fails") : "not checked"}>
         {judged ? (judged.ok ? "✓" : "✗") : "\u00a0"}</b>
       <span class="detail">{children}</span>
     </div>
@@ -249,7 +253,7 @@ function Cell({ operand, index }: { operand: BenchOperand; index: number[] }) {
 
 function Pair({ a, x, b, y }: { a: string; x: Real; b: string; y: Real }) {
   return (
-    <span class="pair num">
+    <span class="both num">
       <i>{a}</i><output data-value={a}>{String(x)}</output>
       <i>{b}</i><output data-value={b}>{String(y)}</output>
     </span>
