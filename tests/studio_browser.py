@@ -6,12 +6,15 @@ asked from the server.
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import sqlite3
+import subprocess
 import threading
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +35,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]  # fmt: skip
 SMALL = Settings(
     layers=2, heads=2, channels=32, seq_len=16, batch_size=2, total_batch_tokens=64, steps=6,
@@ -104,12 +108,26 @@ def serving(root: Path, read_only: bool = False):
 
 
 @contextlib.contextmanager
+def command(*words, env=None):
+    """`backglass studio` as a process of its own: (process, the printed address)."""
+    running = subprocess.Popen([*words, "--no-browser"], stdout=subprocess.PIPE, text=True, env=env)
+    with running:
+        try:
+            yield running, running.stdout.readline().strip()
+        finally:
+            running.terminate()
+
+
+@contextlib.contextmanager
 def chromium():
-    """A browser; skips where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium on the path")
-    with playwright.sync_playwright() as p:
+    """A browser.  Where there is none, skips; fails if BROWSER_REQUIRED is set, as CI does."""
+    found = {"playwright": find_spec("playwright"), "Chromium": CHROMIUM}
+    if missing := [name for name, where in found.items() if where is None]:
+        why = f"needs {' and '.join(missing)}"
+        (pytest.fail if os.environ.get("BROWSER_REQUIRED") else pytest.skip)(why)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
