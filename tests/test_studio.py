@@ -292,6 +292,17 @@ def test_the_lines_that_ran_are_the_kernels_source_for_every_op(studio, full):
         assert studio.page.get_by_text("file changed since").count() == 0
 
 
+def test_the_line_that_called_the_op_is_shown_for_every_op(studio, full):
+    studio.open()
+    for op, (k, _) in functions(full).items():
+        studio.event(full, k)
+        file, number = full.events[k]["model"].split(":")
+        line = (full.folder / "src" / file).read_text().splitlines()[int(number) - 1].strip()
+        assert f"ops.{op}" in line
+        caller = studio.page.get_by_test_id("caller").get_by_text(line, exact=True)
+        caller.wait_for()
+
+
 def test_a_file_edited_since_shows_the_old_lines_and_a_note(studio, full, tmp_path, monkeypatch):
     k, source = functions(full)["gelu"]
     today = tmp_path / full.events[k]["kernel"]
@@ -457,6 +468,29 @@ def test_nothing_moves_while_stepping(browser, address, full, scheme):
         for k in range(1, len(full.events), 7):
             studio.event(full, k)
             assert studio.page.evaluate(places) == first, k
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (1920, 1080), (2560, 1440), (3840, 2160)])
+def test_nothing_an_operand_says_covers_another_part(browser, address, full, size):
+    """Names, shapes and numbers of every operand in sight: boxes of one line, and their words, lie
+    side by side.  On a screen of 4K letters are as large as on one half as wide."""
+    overlaps = """() => [...document.querySelectorAll('.who, .six')].flatMap(line => {
+        const boxes = [...line.children].map(c => {
+            const words = document.createRange(); words.selectNodeContents(c);
+            const clipped = getComputedStyle(c).overflow !== 'visible';
+            const a = c.getBoundingClientRect(), b = words.getBoundingClientRect();
+            return [a.left, clipped ? a.right : Math.max(a.right, b.right), a.top, a.bottom]; });
+        return boxes.flatMap((p, i) => boxes.slice(i + 1).filter(q =>
+            p[0] < q[1] - 0.5 && q[0] < p[1] - 0.5 && p[2] < q[3] - 3 && q[2] < p[3] - 3)
+            .map(() => line.innerText)) })"""
+    ks = [next(e["k"] for e in full.events if e["op"] == op) for op in ("d_scores", "adamw")]
+    with tab(browser, address, viewport={"width": size[0], "height": size[1]}) as studio:
+        studio.open()
+        for k in ks:
+            studio.event(full, k)
+            assert studio.page.evaluate(overlaps) == [], k
+        letters = studio.page.evaluate("parseFloat(getComputedStyle(document.body).fontSize)")
+        assert size[0] / letters < 190
 
 
 def test_an_empty_folder_says_what_to_do(browser, tmp_path):

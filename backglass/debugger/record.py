@@ -246,7 +246,7 @@ def unchanged(session: Session) -> Iterator[None]:
 
 
 class Sources:
-    """Where the kernel of each call is written, and copies of those files."""
+    """Where the kernel of each call is written, and copies of those files and of its caller's."""
 
     def __init__(self, device: Device):
         self.device = device
@@ -266,7 +266,8 @@ class Sources:
                 "first_line": first, "last_line": first + len(lines) - 1,
             }  # fmt: skip
             self._keep(op.maths.__file__ or "")
-            self._keep(gpt2.__file__)
+        if (caller := PACKAGE / call.where.partition(":")[0]).is_file():  # a model, program/step.py
+            self._keep(str(caller))
         return self.found[call.op]
 
     def _keep(self, file: str) -> str:

@@ -3,7 +3,7 @@
 
 import * as api from "./api";
 import { badColour, darkBehind, paint, type Scale } from "./colour";
-import { short } from "./format";
+import { enlarged, short } from "./format";
 import type { Planes, Tile } from "./types";
 
 export const PLANES = ["mean", "min", "max", "bad"] as const;
@@ -40,11 +40,19 @@ export interface Subject {
 
 const TILE = 256;
 const BUDGET = 1.6e6; // bytes of tiles that one view may ask for
-const CELL = { width: 104, height: 24 }; // the deepest zoom: exact numbers fit
-const EXACT = { width: 84, height: 16 };
-const ROUGH = { width: 50, height: 13 };
+const CELL = sized(104, 24); // the deepest zoom: exact numbers fit
+const EXACT = sized(84, 16);
+const ROUGH = sized(50, 13);
 const MARK = 3; // pixels that a bad cell has at least
 const MARKS = 3000;
+
+/** In pixels; more of them on a screen of 4K. */
+function sized(width: number, height: number) {
+  return {
+    get width() { return width * enlarged(); },
+    get height() { return height * enlarged(); },
+  };
+}
 
 export function fit(s: Subject, width: number, height: number): View {
   const rows = s.to - s.from;
@@ -281,7 +289,7 @@ function text(d: Drawing, s: Subject, view: View, exact: ExactText | null): void
   const a = seen(s, view, d.width, d.height);
   const { context: c } = d;
   const small = view.sx < EXACT.width;
-  c.font = `${small ? 10 : 11}px ${d.font}`;
+  c.font = `${(small ? 10 : 11) * enlarged()}px ${d.font}`;
   c.textAlign = "center";
   c.textBaseline = "middle";
   for (let row = a.r0; row < a.r1; row++) {

@@ -5,14 +5,17 @@ import { useEffect, useRef, useState } from "preact/hooks";
 
 import * as api from "./api";
 import { theme } from "./colour";
-import { axes, letter, ravel, unravel } from "./format";
+import { axes, enlarged, letter, ravel, unravel } from "./format";
 import * as heat from "./heatmap";
 import { navigate, route } from "./route";
 import { closeTensor } from "./state";
 import { tokenAt, type Tokens } from "./tokens";
 import type { Planes, VersionDetail } from "./types";
 
-export const MARGIN = { left: 78, top: 28 };
+export const MARGIN = {
+  get left() { return 78 * enlarged(); },
+  get top() { return 28 * enlarged(); },
+};
 
 /** Rises when a tile has come. */
 const arrived = signal(0);
@@ -144,26 +147,26 @@ function rulers(
   const { context: c } = d;
   const names = axes(detail.dims, detail.shape);
   const last = names.length - 1;
-  c.font = `10.5px ${d.font}`;
+  c.font = `${10.5 * enlarged()}px ${d.font}`;
   c.fillStyle = getComputedStyle(c.canvas).getPropertyValue("--muted");
   c.textBaseline = "middle";
   c.textAlign = "right";
-  const rowStep = round(13 / v.sy);
+  const rowStep = round((13 * enlarged()) / v.sy);
   const free = s.fixed;
   const firstRow = Math.max(s.from, Math.floor(v.y));
   for (let row = Math.ceil(firstRow / rowStep) * rowStep; row < s.to; row += rowStep) {
     const y = (row + 0.5 - v.y) * v.sy;
     if (y > d.height) break;
     const index = unravel(detail.shape, row, 0);
-    const token = rowStep === 1 || v.sy >= 11
+    const token = rowStep === 1 || v.sy >= 11 * enlarged()
       ? tokenAt(tokens, names.slice(0, last), index, names.lastIndexOf("T", last - 1)) : "";
     const near = index.slice(free, last).slice(-3).join(",") || `${row}`;
-    c.fillText(token ? `${token}  ${near}` : near, -7, y, MARGIN.left - 10);
+    c.fillText(token ? `${token}  ${near}` : near, -7 * enlarged(), y, MARGIN.left - 10);
   }
   columnRuler(d, s, v, names, tokens, unravel(detail.shape, s.from, 0));
   c.textAlign = "left";
   const rows = names.slice(free, last).map(letter).join(",");
-  c.fillText(`${rows && `${rows}↓ `}${letter(names[last] ?? "")}→`, -MARGIN.left + 2, -18, MARGIN.left - 12);
+  c.fillText(`${rows && `${rows}↓ `}${letter(names[last] ?? "")}→`, -MARGIN.left + 2, -18 * enlarged(), MARGIN.left - 12);
 }
 
 function columnRuler(
@@ -173,8 +176,8 @@ function columnRuler(
   const { context: c } = d;
   const last = names.length - 1;
   const fixed = s.fixed > 0;
-  const digits = `${s.columns}`.length * 7 + 14;
-  const worded = fixed && tokens && names[last] === "T" && v.sx >= 14;
+  const digits = (`${s.columns}`.length * 7 + 14) * enlarged();
+  const worded = fixed && tokens && names[last] === "T" && v.sx >= 14 * enlarged();
   const step = worded ? 1 : round(digits / v.sx);
   c.textAlign = "center";
   const first = Math.max(0, Math.floor(v.x));
@@ -182,7 +185,7 @@ function columnRuler(
     const x = (k + 0.5 - v.x) * v.sx;
     if (x > d.width - 8) break;
     const at = index.with(last, k);
-    c.fillText((worded && tokenAt(tokens, names, at, last)) || `${k}`, x, -11);
+    c.fillText((worded && tokenAt(tokens, names, at, last)) || `${k}`, x, -11 * enlarged());
   }
 }
 
