@@ -238,3 +238,28 @@ def in_float64(files: Files, edit=lambda name, k, values: None):
         for name, g in vars(grads).items():
             g += getattr(dp, name) / 2
     return total, grads
+
+
+def pixels_not_finite(studio) -> int:
+    """Of the heatmap, in the colour that no finite number has."""
+    return studio.page.evaluate(
+        """() => { const c = document.querySelector('.heatmap canvas');
+        const copy = new OffscreenCanvas(c.width, c.height).getContext('2d'); copy.drawImage(c, 0, 0);
+        const d = copy.getImageData(0, 0, c.width, c.height).data; let n = 0;
+        for (let i = 0; i < d.length; i += 4)
+          n += d[i] === 214 && d[i + 1] === 0 && d[i + 2] === 132;
+        return n; }"""
+    )
+
+
+def seen_at_every_zoom(studio) -> int:
+    """From the whole tensor to the exact numbers, by keyboard at the cursor; how many steps."""
+    studio.page.get_by_test_id("heatmap").focus()
+    zooms, before = 0, None
+    while (link := studio.page.evaluate("location.hash")) != before:
+        studio.page.wait_for_timeout(400)  # until the tiles are there and the address has followed
+        assert pixels_not_finite(studio) > 0, link
+        studio.press("+")
+        studio.page.wait_for_timeout(300)
+        zooms, before = zooms + 1, link
+    return zooms

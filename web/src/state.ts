@@ -77,6 +77,7 @@ async function open(r: string | null): Promise<void> {
   recording.value = shown.value = null;
   verification.value = { state: "none" };
   playing.value = false;
+  walked = -1;
   if (r === null) return;
   try {
     const found = await api.recording(r);
@@ -180,11 +181,34 @@ export function twin(): void {
   else go(other);
 }
 
+/** Where the last walk from one event that is not finite to another has led. */
+let walked = -1;
+
+/** First to the origin, wherever we are: the first event with something not finite, which is in the
+ * forward pass when the backward only inherits it.  From there on to the next or the one before. */
 export function bad(direction: 1 | -1): void {
-  let k = at.value + direction;
-  while (events.value[k] && !events.value[k].bad) k += direction;
-  if (events.value[k]) go(k);
-  else say(direction > 0 ? "no NaN or ∞ after this event" : "no NaN or ∞ before this event");
+  const origin = events.value.findIndex((e) => e.bad);
+  if (origin < 0) return say("every number of this step is finite");
+  let k = origin;
+  if (at.value === walked || at.value === origin) {
+    k = at.value + direction;
+    while (events.value[k] && !events.value[k].bad) k += direction;
+    if (!events.value[k]) {
+      return say(direction > 0 ? "no NaN or ∞ after this event" : "the origin: no NaN or ∞ before");
+    }
+  }
+  walked = k;
+  go(k);
+  if (k === origin) void sayOrigin(k).catch(fail);
+}
+
+/** Whether the event made what is not finite out of finite numbers. */
+async function sayOrigin(k: number): Promise<void> {
+  const { ins } = await api.event(route.value.r!, k);
+  const given = ins.filter(({ version: { statistics: s } }) => s.nans + s.infs > 0);
+  const names = [...new Set(given.map((o) => o.version.tensor))].join(", ");
+  say(names ? `the origin: ${names} was not finite when it came here`
+    : "the origin: all that this event read is finite");
 }
 
 /** The version of a tensor before or after: of the open one, or of the event's first output. */
