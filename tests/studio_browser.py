@@ -244,7 +244,8 @@ def pixels_not_finite(studio) -> int:
     """Of the heatmap, in the colour that no finite number has."""
     return studio.page.evaluate(
         """() => { const c = document.querySelector('.heatmap canvas');
-        const copy = new OffscreenCanvas(c.width, c.height).getContext('2d'); copy.drawImage(c, 0, 0);
+        const copy = new OffscreenCanvas(c.width, c.height).getContext('2d');
+        copy.drawImage(c, 0, 0);
         const d = copy.getImageData(0, 0, c.width, c.height).data; let n = 0;
         for (let i = 0; i < d.length; i += 4)
           n += d[i] === 214 && d[i + 1] === 0 && d[i + 2] === 132;

@@ -71,10 +71,25 @@ export async function cached<T>(
 ): Promise<T> {
   const had = peek<T>(path);
   if (had !== undefined) return had;
-  const [value, bytes] = await decode(await request(path, { signal }));
-  if (!cache.has(path)) keep(path, value, bytes);
-  return value;
+  const coming = underway.get(path);
+  if (coming) {
+    try {
+      return (await coming) as T;
+    } catch (error) {
+      if (!aborted(error) || signal?.aborted) throw error; // else whoever asked first gave up
+    }
+  }
+  const asked = request(path, { signal }).then(decode);
+  const answer = asked.then(([value, bytes]) => {
+    if (!cache.has(path)) keep(path, value, bytes);
+    return value;
+  }).finally(() => underway.get(path) === answer && underway.delete(path));
+  underway.set(path, answer);
+  return answer;
 }
+
+/** What has been asked for and has not come. */
+const underway = new Map<string, Promise<unknown>>();
 
 export async function asJson<T>(answer: Response): Promise<[T, number]> {
   const text = await answer.text();
@@ -90,10 +105,21 @@ async function asPicture(answer: Response): Promise<[Planes, number]> {
 async function asTile(answer: Response): Promise<[Tile, number]> {
   const octets = await answer.arrayBuffer();
   const [planes, height, width] = new Uint32Array(octets, 0, 3);
+  if (planes === 0) {
+    return [{ height, width, values: unshaded(octets), planes: null }, 4 * octets.byteLength];
+  }
   const tile = planes === 1
     ? { height, width, values: new Float32Array(octets, 12, height * width), planes: null }
     : { height, width, values: null, planes: planesOf(octets, 12, height, width) };
   return [tile, octets.byteLength];
+}
+
+/** What is painted of a tile, from a byte a pixel: the square root of what part it is of the
+ * largest; −128: not finite. */
+function unshaded(octets: ArrayBuffer): Float32Array {
+  const [largest] = new Float32Array(octets, 12, 1);
+  return Float32Array.from(new Int8Array(octets, 16), (shade) =>
+    (shade === -128 ? NaN : Math.sign(shade) * (shade / 127) ** 2 * largest));
 }
 
 function planesOf(octets: ArrayBuffer, start: number, down: number, across: number): Planes {
@@ -129,15 +155,19 @@ export const heldPicture = (r: string, v: number) =>
 export const histogram = (r: string, v: number, signal?: AbortSignal) =>
   cached(`${of(r)}/versions/${v}/histogram`, asJson<Histogram>, signal);
 
-const tilePath = (r: string, v: number, level: number, i: number, j: number) =>
-  `${of(r)}/versions/${v}/tile?level=${level}&i=${i}&j=${j}`;
+/** plane: what is sent of a tile, as shades, a byte each; null: all of it, as float32. */
+const tilePath = (
+  r: string, v: number, level: number, i: number, j: number, plane: string | null,
+) => `${of(r)}/versions/${v}/tile?level=${level}&i=${i}&j=${j}${plane ? `&plane=${plane}` : ""}`;
 
 export const tile = (
-  r: string, v: number, level: number, i: number, j: number, signal?: AbortSignal,
-) => cached(tilePath(r, v, level, i, j), asTile, signal);
+  r: string, v: number, level: number, i: number, j: number, plane: string | null,
+  signal?: AbortSignal,
+) => cached(tilePath(r, v, level, i, j, plane), asTile, signal);
 
-export const heldTile = (r: string, v: number, level: number, i: number, j: number) =>
-  peek<Tile>(tilePath(r, v, level, i, j));
+export const heldTile = (
+  r: string, v: number, level: number, i: number, j: number, plane: string | null,
+) => peek<Tile>(tilePath(r, v, level, i, j, plane));
 
 /** Exact numbers, as text that reads back as the same bits. */
 export const cells = async (

@@ -38,8 +38,8 @@ export interface Subject {
   scale: Scale;
 }
 
-const TILE = 256;
-const BUDGET = 1.6e6; // bytes of tiles that one view may ask for
+export const TILE = 128;
+const BUDGET = 9e4; // bytes of tiles that one view may ask for; of a difference ten times as many
 const CELL = sized(104, 24); // the deepest zoom: exact numbers fit
 const EXACT = sized(84, 16);
 const ROUGH = sized(50, 13);
@@ -107,10 +107,15 @@ export function levelOf(s: Subject, view: View, width: number, height: number): 
   const top = Math.max(0, Math.ceil(Math.log2(Math.max(s.rows, s.columns) / TILE)));
   let level = Math.max(0, Math.floor(Math.log2(Math.min(1 / view.sx, 1 / view.sy))));
   const cost = (l: number) =>
-    ((a.r1 - a.r0) >> l) * ((a.c1 - a.c0) >> l || 1) * (l ? 16 : 4) * (s.before === null ? 1 : 2);
+    ((a.r1 - a.r0) >> l) * ((a.c1 - a.c0) >> l || 1) * (sentPlane(s) ? 1 : (l ? 3.2 : 0.8));
   while (level < top && cost(level) > BUDGET) level++;
   return Math.min(level, top);
 }
+
+/** What is fetched of a tile: the plane to be painted, where what is not finite is NaN; all of it
+ * for a difference, which is of the numbers. */
+export const sentPlane = (s: Subject): string | null =>
+  (s.plane === "difference" ? null : s.plane === "bad" ? "mean" : s.plane);
 
 export interface Piece {
   level: number;
@@ -201,10 +206,10 @@ export function draw(
 }
 
 function tileAt(s: Subject, p: Piece): [Tile, Tile | null] | null {
-  const tile = api.heldTile(s.r, s.v, p.level, p.i, p.j);
+  const tile = api.heldTile(s.r, s.v, p.level, p.i, p.j, sentPlane(s));
   if (!tile) return null;
   if (s.before === null || s.plane !== "difference") return [tile, null];
-  const before = api.heldTile(s.beforeR, s.before, p.level, p.i, p.j);
+  const before = api.heldTile(s.beforeR, s.before, p.level, p.i, p.j, null);
   return before ? [tile, before] : null;
 }
 
@@ -279,7 +284,7 @@ export interface ExactText {
 export function window(
   s: Subject, view: View, width: number, height: number,
 ): { row: number; column: number; height: number; width: number } | null {
-  if (!s.stored || view.sx < EXACT.width || view.sy < EXACT.height) return null;
+  if (!s.stored || view.sx < ROUGH.width || view.sy < ROUGH.height) return null;
   const a = seen(s, view, width, height);
   const found = { row: a.r0, column: a.c0, height: a.r1 - a.r0, width: a.c1 - a.c0 };
   return found.height * found.width <= 4096 ? found : null;
@@ -295,13 +300,13 @@ function text(d: Drawing, s: Subject, view: View, exact: ExactText | null): void
   for (let row = a.r0; row < a.r1; row++) {
     for (let column = a.c0; column < a.c1; column++) {
       const x = at(s, row, column);
-      const words = exact?.values[row - exact.row]?.[column - exact.column]
-        ?? (x === null ? "" : short(x));
+      const known = exact?.values[row - exact.row]?.[column - exact.column];
+      const words = known ?? (x === null || sentPlane(s) ? "" : short(x));
       const px = (column + 0.5 - view.x) * view.sx;
       const py = (row + 0.5 - view.y) * view.sy;
       const light = x !== null && (!Number.isFinite(x) || darkBehind(x, s.scale));
       c.fillStyle = light ? "#fff" : "#1d1c1a";
-      c.fillText(small ? short(x) : words, px, py, view.sx - 4);
+      c.fillText(small && words ? short(Number(words)) : words, px, py, view.sx - 4);
     }
   }
 }

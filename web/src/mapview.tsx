@@ -26,14 +26,15 @@ function fetchTiles(s: heat.Subject, wanted: heat.Piece[]): void {
   const versions: [string, number][] = [[s.r, s.v]];
   if (s.plane === "difference" && s.before !== null) versions.push([s.beforeR, s.before]);
   const keys = new Set<string>();
+  const plane = heat.sentPlane(s);
   for (const [r, v] of versions) {
     for (const { level, i, j } of wanted) {
-      const key = `${r} ${v} ${level} ${i} ${j}`;
+      const key = `${r} ${v} ${level} ${i} ${j} ${plane}`;
       keys.add(key);
-      if (coming.has(key) || api.heldTile(r, v, level, i, j)) continue;
+      if (coming.has(key) || api.heldTile(r, v, level, i, j, plane)) continue;
       const fetching = new AbortController();
       coming.set(key, fetching);
-      api.tile(r, v, level, i, j, fetching.signal)
+      api.tile(r, v, level, i, j, plane, fetching.signal)
         .then(() => arrived.value++, () => null)
         .finally(() => coming.delete(key));
     }
@@ -102,8 +103,7 @@ const setView = (v: heat.View | null): void =>
 /** Exact numbers of what is seen, when it is seen closely enough. */
 function useExact(s: heat.Subject, [width, height]: [number, number]): heat.ExactText | null {
   const [found, setFound] = useState<(heat.ExactText & { v: number }) | null>(null);
-  const w = s.plane === "difference" || s.plane === "bad"
-    ? null : heat.window(s, viewOf(s, width, height), width, height);
+  const w = s.plane === "difference" ? null : heat.window(s, viewOf(s, width, height), width, height);
   const key = w ? `${s.r} ${s.v} ${w.row} ${w.column} ${w.height} ${w.width}` : "";
   useEffect(() => {
     if (!w) return;

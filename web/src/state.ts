@@ -91,21 +91,33 @@ async function open(r: string | null): Promise<void> {
 /** Pictures fetched with an event; AdamW has hundreds, which come as they are looked at. */
 const PICTURES = 12;
 let stale = new AbortController();
+/** Events on either side that are fetched before they are asked for, and how far they are kept. */
+const NEAR = [1, 2, -1];
+const KEPT = 3;
+const ahead = new Map<number, AbortController>();
 
 /** Fetch the event and its pictures, show it, then fetch its neighbours; what is stale stops. */
 async function load(r: string, k: number): Promise<void> {
   stale.abort();
   const { signal } = (stale = new AbortController());
+  for (const [n, fetching] of ahead) if (Math.abs(n - k) > KEPT) fetching.abort();
   try {
     const found = await fetchEvent(r, k, signal);
     if (signal.aborted) return;
     shown.value = found;
     measure();
-    await Promise.all([k + 1, k - 1].filter((n) => n >= 0 && n < events.value.length)
-      .map((n) => fetchEvent(r, n, signal)));
+    for (const n of NEAR) await fetchAhead(r, k + n, signal);
   } catch (error) {
     fail(error);
   }
+}
+
+/** Its own request, so that a step towards it does not end what it needs. */
+async function fetchAhead(r: string, k: number, signal: AbortSignal): Promise<void> {
+  if (signal.aborted || !events.value[k] || ahead.has(k)) return;
+  const fetching = new AbortController();
+  ahead.set(k, fetching);
+  await fetchEvent(r, k, fetching.signal).finally(() => ahead.delete(k));
 }
 
 /** From the key to the picture, in the browser's performance log. */
