@@ -64,11 +64,11 @@ def copied(recording, tmp_path):
 def routes(client, recording):
     """(method, an address) of every route that the app has."""
     (number,) = select(recording, "select id from versions where tensor = 'h0.qkv'")[0]
-    query = "?level=0&i=0&j=0&row=0&column=0&height=1&width=1&number=1"
+    query = "?level=0&i=0&j=0&row=0&column=0&height=1&width=1&number=1&run=0&batch=0"
     values = {
         "{r}": address(recording).rpartition("/")[2], "{k}": "3", "{v}": str(number),
         "{name}": "page-1a2b.js", "{name:path}": "models/gpt2.py", "{op}": "matmul",
-        "{tensor:path}": "h0.qkv", "{other}": address(recording).rpartition("/")[2],
+        "{map}": "att", "{tensor:path}": "h0.qkv", "{other}": address(recording).rpartition("/")[2],
     }  # fmt: skip
     found = []
     for route in client.guarded.app.routes:
@@ -374,6 +374,7 @@ def parts(numbers):
     yield "/bench/update?row=0&column=0"
     yield from (f"/source/{name}" for name in ("models/gpt2.py", "../../../../etc/passwd"))
     yield "/maths/matmul"
+    yield from ("/flow?run=0", "/attention/att?run=0&batch=0", "/attention/datt?run=1&batch=1")
     tiles = (f"/tile?level={level}&i=0&j=0" for level in (0, 3, 9))
     rests = ["", "/picture", "/histogram", *tiles, "/cells?row=0&column=0&height=2&width=2"]
     yield from (f"/versions/{number}{rest}" for number in numbers for rest in rests)

@@ -13,6 +13,7 @@ import fnmatch
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,8 @@ def record_step(
         with contextlib.closing(writer.db):
             recording.sources.copy(folder)
             loss, norm = recording.execute(*watch, writer)
-            writer.close(loss=loss, grad_norm=norm, stored_bytes=writer.stored_bytes)
+            facts = {"loss": loss, "grad_norm": norm, "updates": recording.updates}
+            writer.close(**facts, stored_bytes=writer.stored_bytes)
     left_out = writer.manifest["left_out"]
     return Recorded(loss, norm, recording.tracer.events, writer.stored_bytes, left_out)
 
@@ -125,14 +127,27 @@ class Recording:
         self.members = {space.flat.name: list(space) for space in spaces}
         self.tracer = Tracer(session.device, self.memory, self.members)
         self.lines = [*self.micro] * len(batches) + [*self.update]
+        self.updates: dict[str, float] = {}
         self.sources = Sources(session.device)
         for call in self.lines:
             self.sources.of(call)
 
     def execute(self, *sinks: Sink) -> tuple[float, float]:
         """Execute everything and tell the sinks, in order; (mean loss, gradient norm)."""
-        with unchanged(self.session):
-            return self._execute(sinks)
+        with unchanged(self.session) as before:
+            found = self._execute(sinks)
+            self.updates = self._updates(before)
+            return found
+
+    def _updates(self, before: np.ndarray) -> dict[str, float]:
+        """‖p′ − p‖ of every parameter: which no statistic of p or p′ tells."""
+        views = {v.name.partition("/")[0]: v for v in self.t.master or self.t.p}
+        found = {}
+        for slot in self.t.layout.slots:
+            old = before[slot.offset : slot.offset + slot.size].reshape(slot.shape)
+            change = self.memory.peek(views[slot.name]).astype(np.float32) - old
+            found[slot.name] = math.sqrt(np.square(change, dtype=np.float64).sum())
+        return found
 
     def _execute(self, sinks: tuple[Sink, ...]) -> tuple[float, float]:
         s, io, loss = self.session.s, self.t.io, 0.0
@@ -232,14 +247,15 @@ def recordings(run: Path) -> dict[int, Path]:
 
 
 @contextlib.contextmanager
-def unchanged(session: Session) -> Iterator[None]:
-    """Afterwards parameters, moments and gradients are what they were; gradients begin at zero."""
+def unchanged(session: Session) -> Iterator[np.ndarray]:
+    """Afterwards parameters, moments and gradients are what they were; gradients begin at zero.
+    Gives the parameters, in full precision."""
     t, memory = session.t, session.memory
     flats = [space.flat for space in (t.p, t.dp, t.m, t.v, t.master) if space]
     kept = [memory.read(flat) for flat in flats]
     memory.write(t.dp.flat, 0)
     try:
-        yield
+        yield kept[-1 if t.master else 0]
     finally:
         for flat, values in zip(flats, kept, strict=True):
             memory.write(flat, values)

@@ -26,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from backglass.debugger.flow import attention, flow
 from backglass.debugger.formulas import formulas
 from backglass.debugger.guard import Guard
 from backglass.debugger.highlight import highlight
@@ -132,6 +133,20 @@ def version_cells(request: Request) -> Response:
     return as_json({"values": cells(matrix_of(reading, v, studio_of(request).cache), *wanted)})
 
 
+def flow_of_layers(request: Request) -> Response:
+    return as_json(flow(reading_of(request), query_number(request, "run")))
+
+
+def attention_maps(request: Request) -> Response:
+    run, batch = (query_number(request, name) for name in ("run", "batch"))
+    name = request.path_params["map"]
+    if name not in ("att", "datt"):
+        raise Problem(404, "There are maps of att and of datt.")
+    octets = attention(reading_of(request), run, name, batch, studio_of(request).cache)
+    headers = {"cache-control": "no-store"}
+    return Response(octets, 200, headers, "application/octet-stream")
+
+
 def source(request: Request) -> Response:
     name = request.path_params["name"]
     text = reading_of(request).source(name)
@@ -175,6 +190,8 @@ ROUTES: tuple[tuple[str, str, Callable], ...] = (
     ("GET", VERSION + "/histogram", version_histogram),
     ("GET", VERSION + "/tile", version_tile),
     ("GET", VERSION + "/cells", version_cells),
+    ("GET", RECORDING + "/flow", flow_of_layers),
+    ("GET", RECORDING + "/attention/{map}", attention_maps),
     ("GET", RECORDING + "/source/{name:path}", source),
     ("GET", RECORDING + "/maths/{op}", maths),
     ("POST", RECORDING + "/verify", verify),

@@ -1,8 +1,8 @@
 /** Every request of the page: same origin, with the token, cached where the answer cannot change. */
 
 import type {
-  BenchPlan, EventDetail, Histogram, Maths, Planes, Recording, Run, Source, Tile, Update, Verdict,
-  VersionDetail,
+  BenchPlan, EventDetail, Flow, Histogram, Maps, Maths, Planes, Recording, Run, Source, Tile, Update,
+  Verdict, VersionDetail,
 } from "./types";
 
 const TOKEN_KEY = "backglass-token";
@@ -114,11 +114,11 @@ async function asTile(answer: Response): Promise<[Tile, number]> {
   return [tile, octets.byteLength];
 }
 
-/** What is painted of a tile, from a byte a pixel: the square root of what part it is of the
- * largest; −128: not finite. */
-function unshaded(octets: ArrayBuffer): Float32Array {
-  const [largest] = new Float32Array(octets, 12, 1);
-  return Float32Array.from(new Int8Array(octets, 16), (shade) =>
+/** Numbers to be painted, from a byte each after the largest: the square root of what part of it
+ * they are; −128: not finite. */
+function unshaded(octets: ArrayBuffer, start = 12): Float32Array {
+  const [largest] = new Float32Array(octets, start, 1);
+  return Float32Array.from(new Int8Array(octets, start + 4), (shade) =>
     (shade === -128 ? NaN : Math.sign(shade) * (shade / 127) ** 2 * largest));
 }
 
@@ -178,6 +178,21 @@ export const cells = async (
   const path = `${of(r)}/versions/${v}/cells?${where}`;
   return (await cached(path, asJson<{ values: string[][] }>, signal)).values;
 };
+
+export const flow = (r: string, run: number, signal?: AbortSignal) =>
+  cached(`${of(r)}/flow?run=${run}`, asJson<Flow>, signal);
+
+export const maps = (
+  r: string, name: "att" | "datt", run: number, batch: number, signal?: AbortSignal,
+) => cached(`${of(r)}/attention/${name}?run=${run}&batch=${batch}`, asMaps, signal);
+
+async function asMaps(answer: Response): Promise<[Maps, number]> {
+  const octets = await answer.arrayBuffer();
+  const [layers, heads, height, width] = new Uint32Array(octets, 0, 4);
+  const [largest] = new Float32Array(octets, 16, 1);
+  return [{ layers, heads, height, width, largest, values: unshaded(octets, 16) },
+    4 * octets.byteLength];
+}
 
 export const source = (r: string, name: string, signal?: AbortSignal) =>
   cached(`${of(r)}/source/${named(name)}`, asJson<Source>, signal);

@@ -1,9 +1,11 @@
+import { Attention } from "./attention";
 import { Bench } from "./benchview";
 import { Card } from "./card";
 import { Compare } from "./compare";
 import { Code } from "./code";
 import { Condition, Help } from "./dialogs";
 import { EditDialog } from "./edit";
+import { FlowScreen } from "./flow";
 import { Header } from "./header";
 import { Inspector } from "./inspector";
 import { Live } from "./liveview";
@@ -18,6 +20,8 @@ import { Transport } from "./transport";
 /** What lies beside the spine. */
 function Screen() {
   if (current.value === null) return <NoEvents />;
+  if (route.value.screen === "attention") return <Attention />;
+  if (route.value.screen === "flow") return <FlowScreen />;
   if (route.value.t !== null) return <Inspector />;
   return route.value.bench ? <Bench /> : <Event />;
 }
@@ -29,7 +33,7 @@ export function App() {
   if (screen === "compare") return <><Header /><Compare />{failure.value && <Banner />}<Overlays /></>;
   if (route.value.r === null) return <><Header /><Picker /><Overlays /></>;
   if (!recording.value) return <><Header /><main class="quiet" aria-busy="true" /></>;
-  const wide = route.value.t !== null || route.value.bench;
+  const wide = route.value.t !== null || route.value.bench || screen !== "";
   return (
     <>
       <Header />

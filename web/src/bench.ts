@@ -120,7 +120,7 @@ export function stopCheck(): boolean {
 /** Open the bench and check the event: the maths, the kernel, and the worst cell at every step. */
 export function openBench(): void {
   if (!current.value) return;
-  navigate({ bench: true, t: null, sl: null, z: null });
+  navigate({ bench: true, screen: "", t: null, sl: null, z: null });
   void checkNow();
 }
 

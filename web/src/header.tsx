@@ -3,7 +3,7 @@ import { useState } from "preact/hooks";
 import { theme, toggleTheme } from "./colour";
 import { count, gap, short } from "./format";
 import {
-  openRecording, overlay, recording, verification, verify, type Verification,
+  openRecording, overlay, recording, toggleScreen, verification, verify, type Verification,
 } from "./state";
 import { compareHere, editText, labelOf, listed, type Listed } from "./comparing";
 import { openLive } from "./live";
@@ -45,6 +45,8 @@ function Screens() {
   return (
     <nav class="screens" aria-label="Screens">
       {to("", "The recorded step", () => navigate({ screen: "" }))}
+      {r !== null && to("attention", "Every layer and head (a)", () => toggleScreen("attention"))}
+      {r !== null && to("flow", "Sizes along the layers (f)", () => toggleScreen("flow"))}
       {to("compare", "Two recordings (Shift+D)", compareHere)}
       {to("live", "Curves of runs (Shift+R)", openLive)}
     </nav>

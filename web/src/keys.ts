@@ -12,7 +12,7 @@ import { route } from "./route";
 import { toggleTheme } from "./colour";
 import {
   at, bad, closeTensor, current, events, fail, go, inspect, layer, openRecording, overlay, panes,
-  playing, say, twin, verify, versionStep, type Panes,
+  playing, say, toggleScreen, twin, verify, versionStep, type Panes,
 } from "./state";
 import { settle } from "./route";
 
@@ -74,6 +74,10 @@ export const ACTIONS: Action[] = [
   { name: "Compare two recordings", keys: ["Shift+D"], act: compareHere, anywhere: true },
   { name: "Runs: curves of a training in progress", keys: ["Shift+R"], act: openLive,
     anywhere: true },
+  { name: "Attention of every layer and head", keys: ["a"],
+    act: () => toggleScreen("attention"), anywhere: true },
+  { name: "Flow through the layers: activations, gradients, updates", keys: ["f"],
+    act: () => toggleScreen("flow"), anywhere: true },
   { name: "Copy a link to this moment", keys: ["y"], act: () => void copyLink(), anywhere: true },
   { name: "Export this moment as one HTML file", keys: ["x"], act: () => void exportMoment(),
     anywhere: true },
@@ -120,10 +124,14 @@ export function listenKeys(): void {
   });
 }
 
+/** Screens that Escape leads back from. */
+const OVER_EVENT = ["attention", "flow"];
+
 function escape(): void {
   stopSearching();
   playing.value = false;
   if (overlay.value !== "none") overlay.value = "none";
   else if (route.value.t !== null) closeTensor();
   else if (!stopCheck() && route.value.bench) closeBench();
+  else if (OVER_EVENT.includes(route.value.screen)) toggleScreen(route.value.screen);
 }

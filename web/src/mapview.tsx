@@ -19,10 +19,10 @@ export const MARGIN = {
 
 /** Rises when a tile has come. */
 const arrived = signal(0);
-const coming = new Map<string, AbortController>();
+type Coming = Map<string, AbortController>;
 
 /** Fetch the tiles of a view; those that an earlier view wanted and this does not are stopped. */
-function fetchTiles(s: heat.Subject, wanted: heat.Piece[]): void {
+function fetchTiles(coming: Coming, s: heat.Subject, wanted: heat.Piece[]): void {
   const versions: [string, number][] = [[s.r, s.v]];
   if (s.plane === "difference" && s.before !== null) versions.push([s.beforeR, s.before]);
   const keys = new Set<string>();
@@ -50,9 +50,12 @@ export interface MapProps {
   cursor: number[];
   spoken: string;
   size: Signal<[number, number]>;
+  /** Told the row and column under the pointer; null when it has left. */
+  onHover?: (cell: [number, number] | null) => void;
 }
 
-export function MapView({ subject: s, detail, planes, tokens, cursor, spoken, size }: MapProps) {
+export function MapView(props: MapProps) {
+  const { subject: s, detail, planes, tokens, cursor, spoken, size, onHover } = props;
   const box = useRef<HTMLDivElement>(null);
   const canvas = useRef<HTMLCanvasElement>(null);
   const exact = useExact(s, size.value);
@@ -68,7 +71,8 @@ export function MapView({ subject: s, detail, planes, tokens, cursor, spoken, si
     watch.observe(box.current!);
     return () => watch.disconnect();
   }, []);
-  useEffect(() => fetchTiles(s, heat.pieces(s, view, width, height)));
+  const coming = useRef<Coming>(new Map());
+  useEffect(() => fetchTiles(coming.current, s, heat.pieces(s, view, width, height)));
   const mode = theme();
   void arrived.value;
   useEffect(() => {
@@ -81,7 +85,9 @@ export function MapView({ subject: s, detail, planes, tokens, cursor, spoken, si
       aria-label={`${detail.tensor} as ${s.rows} rows by ${s.columns} columns`}
       aria-rowcount={s.rows} aria-colcount={s.columns} aria-activedescendant="cell-now"
       onKeyDown={(e) => keys(e, s, detail, cell, view, width, height)}>
-      <canvas ref={canvas} aria-hidden="true" {...pointer(s, detail, view, width, height)} />
+      <canvas ref={canvas} aria-hidden="true" {...pointer(s, detail, view, width, height)}
+        onPointerMove={(e) => onHover && hover(e, s, view, onHover)}
+        onPointerLeave={() => onHover?.(null)} />
       <div role="row" class="unseen">
         <div role="gridcell" id="cell-now" aria-rowindex={cell.row + 1}
           aria-colindex={cell.column + 1} aria-live="polite">{spoken}</div>
@@ -219,6 +225,16 @@ function pointer(
   };
 }
 
+function hover(
+  e: PointerEvent, s: heat.Subject, view: heat.View, tell: (cell: [number, number]) => void,
+): void {
+  const box = (e.currentTarget as HTMLElement).getBoundingClientRect();
+  const row = Math.floor(view.y + (e.clientY - box.top - MARGIN.top) / view.sy);
+  const column = Math.floor(view.x + (e.clientX - box.left - MARGIN.left) / view.sx);
+  const inside = row >= s.from && row < s.to && column >= 0 && column < s.columns;
+  if (inside && !e.buttons) tell([row, column]);
+}
+
 /** Pressing and moving pans; pressing alone puts the cursor. */
 function drag(
   e: PointerEvent, s: heat.Subject, detail: VersionDetail, view: heat.View,
@@ -272,7 +288,7 @@ function keys(
   else if (e.key === "+" || e.key === "=") zoom(ZOOM);
   else if (e.key === "-") zoom(1 / ZOOM);
   else if (e.key === "0") setView(null);
-  else if (e.key === "Escape") closeTensor();
+  else if (e.key === "Escape" && !route.value.screen) closeTensor();
   else return;
   e.preventDefault();
   e.stopPropagation();

@@ -10,6 +10,8 @@ export interface Route {
   /** Whether the event lies on the gradient bench, and its operand there. */
   bench: boolean;
   o: string | null;
+  /** The layer that the attention screen shows. */
+  l: number | null;
   /** The cell under the cursor, one number an axis. */
   ix: number[] | null;
   /** Fixed leading axes; null: what suits the tensor. */
@@ -17,7 +19,8 @@ export interface Route {
   plane: string;
   /** Zoom and place of the heatmap: x, y, sx, sy. */
   z: number[] | null;
-  /** The screen, where it is not a recording's events: "live", "compare". */
+  /** The screen, where it is not a recording's events: "live", "compare";
+   * "attention" and "flow" are of the event. */
   screen: string;
   /** The recording that the open one is held against. */
   vs: string | null;
@@ -28,7 +31,8 @@ export interface Route {
 }
 
 const EMPTY: Route = {
-  r: null, e: 0, t: null, bench: false, o: null, ix: null, sl: null, plane: "mean", z: null, screen: "", vs: null,
+  r: null, e: 0, t: null, l: null, bench: false, o: null, ix: null, sl: null, plane: "mean", z: null,
+  screen: "", vs: null,
   on: null, flags: [],
 };
 
@@ -53,6 +57,7 @@ export function parse(hash: string): Route {
     t: whole(found.t),
     bench: words.length > parts.length,
     o: asked.get("o"),
+    l: whole(asked.get("l") ?? undefined),
     ix: numbers(asked.get("ix")),
     sl: asked.get("sl") === "" ? [] : numbers(asked.get("sl")),
     plane: asked.get("p") ?? "mean",
@@ -74,7 +79,8 @@ export function format(x: Route): string {
   if (x.r !== null && x.bench) text += "/bench";
   if (x.bench && x.o !== null) asked.push(`o=${encodeURIComponent(x.o)}`);
   if (x.r !== null && x.t !== null) text += `/t/${x.t}`;
-  if (x.r !== null && (x.t !== null || x.bench)) {
+  if (x.r !== null && x.l !== null) asked.push(`l=${x.l}`);
+  if (x.r !== null && (x.t !== null || x.bench || x.screen)) {
     if (x.ix) asked.push(`ix=${x.ix.join(",")}`);
     if (x.sl) asked.push(`sl=${x.sl.join(",")}`);
     if (x.plane !== "mean") asked.push(`p=${x.plane}`);

@@ -167,19 +167,27 @@ export function go(k: number): void {
   if (to === at.value) return;
   performance.mark("step");
   const follow = route.value.t === null ? null : events.value[to].first;
-  navigate({ e: to, o: null, ...tensorView(follow) });
+  const view = route.value.screen ? {} : tensorView(follow); // a screen keeps its cursor
+  navigate({ e: to, o: null, ...view });
 }
 
 const tensorView = (t: number | null) => ({ t, ix: null, sl: null, z: null });
 
 export function inspect(v: number, ix: number[] | null = null): void {
-  navigate({ ...tensorView(v), ix });
+  navigate({ ...tensorView(v), ix, screen: "" });
 }
 
 export const closeTensor = (): void => navigate({ t: null, ix: null, sl: null, z: null });
 
 export const openRecording = (r: string | null): void =>
-  navigate({ r, e: 0, bench: false, o: null, ...tensorView(null), screen: "", vs: null });
+  navigate({ r, e: 0, l: null, bench: false, o: null, ...tensorView(null), screen: "", vs: null });
+
+/** Another screen over the event, or the event again. */
+export const toggleScreen = (name: string): void => {
+  if (route.value.r === null) return;
+  const screen = route.value.screen === name ? "" : name;
+  navigate({ screen, bench: false, o: null, t: null, l: null, ix: null, sl: null, z: null });
+};
 
 export function layer(direction: 1 | -1): void {
   const segment = segments.value.findIndex((s) => at.value >= s.first && at.value <= s.last);

@@ -181,7 +181,11 @@ function paintLanes(
   c.scale(ratio, ratio);
   c.font = `11px ${style.fontFamily}`;
   c.textBaseline = "middle";
-  const colour = (name: string) => style.getPropertyValue(`--${name}`).trim();
+  const known = new Map<string, string>(); // asking the style for each of hundreds takes long
+  const colour = (name: string) => {
+    if (!known.has(name)) known.set(name, style.getPropertyValue(`--${name}`).trim());
+    return known.get(name)!;
+  };
   const pen = { c, unit: (width - LABELS) / columns, colour };
   labels(pen, list, places);
   for (const e of list) cell(pen, e, places[e.k]);

@@ -160,6 +160,32 @@ export interface Maths {
   numpy: string;
 }
 
+/** The size of things along the layers; null: not in the recording. */
+export interface FlowPart {
+  name: string;
+  x: number | null;
+  growth: number | null;
+  dx: number | null;
+  w: number | null;
+  dw: number | null;
+  update: number | null;
+}
+
+export interface Flow {
+  parts: FlowPart[];
+  maps: { att: number | null; datt: number | null }[];
+}
+
+/** Small attention maps of every layer and head, as shades. */
+export interface Maps {
+  layers: number;
+  heads: number;
+  height: number;
+  width: number;
+  largest: number;
+  values: Float32Array;
+}
+
 export interface Divergence {
   event: number | null;
   text: string;
