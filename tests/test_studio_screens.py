@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from studio_browser import SMALL, TOKEN, Files, chromium, record, serving, tab
 
-
 RUNS = 2  # micro-batches
 
 

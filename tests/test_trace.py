@@ -872,7 +872,7 @@ def test_recordings_of_other_programs_are_not_compared(tmp_path, run, changes, w
 
 def test_a_recording_that_was_cut_off_is_compared_as_far_as_it_goes(killed, tmp_path, run):
     s = Settings(**(SMALL | {"total_batch_tokens": 64 * 16, "dropout": 0.1}))
-    whole = record(tmp_path / "whole", s, step=2, wanted=Wanted(0))
+    whole = record(tmp_path / "whole", s, step=2, wanted=Wanted(1))
     with Trace(killed) as trace:
         count = trace.count
     code, text = run("compare", whole, killed)

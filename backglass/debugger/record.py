@@ -1,7 +1,8 @@
 """Recording one optimizer step of a session, op by op, without disturbing the session.
 
 What is recorded is the plain program with attention spelled out, because it is made of the ops that
-people read about; the run itself may fuse.  The state is put back afterwards, so a run that is
+people read about; the run itself may fuse.  At level 0 it is the run's own program, as it was
+transformed: statistics of what is really computed.  The state is put back afterwards, so a run that is
 recorded now and then has the same bits as one that is not.
 """
 
@@ -89,7 +90,8 @@ def record_step(
     for tensors that there are not.  What a full disk, too little memory or Ctrl-C
     interrupts is removed again; what a kill interrupts can be read.
     """
-    recording = Recording(session, batches, step, progress, fork.edits if fork else ())
+    edits = fork.edits if fork else ()
+    recording = Recording(session, batches, step, progress, edits, own=wanted.level == 0)
     recording.require(wanted.tensors)
     manifest = recording.manifest(wanted, tokenizer) | {"before": before}
     manifest |= {"fork": fork.row()} if fork else {}
@@ -106,23 +108,28 @@ def record_step(
 
 class Recording:
     """The plain programs of a session's step, on memory that shares the session's state and its
-    arena, which is free between two programs.  edits: made where their versions are made."""
+    arena, which is free between two programs.  edits: made where their versions are made;
+    own: the session's own programs instead."""
 
     def __init__(
         self, session: Session, batches: list[Batch], step: int,
         progress: Callable[[int, int], None], edits: tuple[Edit, ...] = (),
+        own: bool = False,
     ):  # fmt: skip
         self.session, self.batches, self.step, self.progress = session, batches, step, progress
-        self.edits = edits
-        s, c = session.s, dataclasses.replace(session.c, attention="explicit")
+        self.edits, self.own = edits, own
+        s, c = session.s, session.c if own else dataclasses.replace(session.c, attention="explicit")
         bound = ARENA in session.memory.flat
         self.memory = session.memory.sharing(*session.flats, *([ARENA] * bound))
         self.t: Tensors = declare(gpt2, c, s.batch_size, s.seq_len, s.dtype, self.memory)
-        micro = record_micro(gpt2, c, s.batch_size, s.seq_len, s.dtype)
-        placed = plan(micro, inplace=False)  # the bits of eager execution, which has no aliases
-        self.memory.arena(placed.peak)
-        self.micro = placed.placed()
-        self.update = record_update(gpt2, c, s.dtype)
+        if own:
+            self.memory.arena(session.budget.arena)
+            self.micro, self.update = (session.plans[name].placed() for name in ("micro", "update"))
+        else:
+            micro = record_micro(gpt2, c, s.batch_size, s.seq_len, s.dtype)
+            placed = plan(micro, inplace=False)  # the bits of eager execution, which has no aliases
+            self.memory.arena(placed.peak)
+            self.micro, self.update = placed.placed(), record_update(gpt2, c, s.dtype)
         spaces = [self.t.p, self.t.dp, self.t.m, self.t.v, *([self.t.master] * bool(self.t.master))]
         self.members = {space.flat.name: list(space) for space in spaces}
         self.tracer = Tracer(session.device, self.memory, self.members)
@@ -157,7 +164,7 @@ class Recording:
             weights = write_batch(self.memory, io, batch, counted)
             self.memory.write(io.seed, (s.seed, self.step * s.micro_batches + k))
             self._note(sinks, f"batch-{k}", [self.tracer.renewed(v) for v in self.given])
-            for event in self.tracer.run(self.micro):
+            for event in self.tracer.run(self.micro, transformed=self.own):
                 self._record(sinks, event)
             loss += float(np.sum(self.memory.read(io.loss).astype(np.float64) * weights))
         self.memory.write(io.hyper, hyper_of(s, self.step))
@@ -214,7 +221,7 @@ class Recording:
         ids = np.unique([ids for batch in self.batches for ids in batch])
         return {
             "backglass": backglass.__version__, "step": self.step + 1, "level": wanted.level,
-            "tensors": wanted.tensors, "cap": wanted.cap, "device": self.session.device.name,
+            "program": "own" if self.own else "plain", "tensors": wanted.tensors, "cap": wanted.cap, "device": self.session.device.name,
             "dtype": s.dtype, "config": dataclasses.asdict(self.session.c),
             "settings": dataclasses.asdict(s), "runs": len(self.batches) + 1,
             "events": len(self.lines), "versions": len(self.state) + given + len(self.made),

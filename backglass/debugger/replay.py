@@ -160,7 +160,8 @@ def again(trace: Trace, progress: Progress) -> Recording:
     """The recorded step, with the edits it was made with, ready to be executed once more."""
     before, fork = before_recorded(trace), fork_of(trace.manifest)
     edits = fork.edits if fork else ()
-    return Recording(before.start.session, before.batches, before.step, progress, edits)
+    own, session = trace.manifest.get("program") == "own", before.start.session
+    return Recording(session, before.batches, before.step, progress, edits, own)
 
 
 def replay(trace: Trace, progress: Progress) -> tuple[int, Divergence | None]:

@@ -10,7 +10,7 @@ import { route } from "./route";
 import { Thumb } from "./thumb";
 import type { Event, EventDetail, Operand, Version } from "./types";
 
-export const PHASES = { forward: "forward", backward: "backward", update: "optimizer" } as const;
+export const PHASES = { forward: "forward", recompute: "again", backward: "backward", update: "optimizer" } as const;
 
 export function Card() {
   const detail = shown.value;

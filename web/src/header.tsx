@@ -94,12 +94,17 @@ function OwnBadge({ m }: { m: Manifest }) {
   if (!other.length) return null;
   const loss = gap(m.loss, own.loss);
   const norm = gap(m.grad_norm, own.grad_norm);
-  const long = `The run itself computes with ${other.join(" and ")}`
+  const same = m.program === "own";
+  const long = same
+    ? `What you see is the program as the run executes it, with ${other.join(" and ")}`
+      + `${own.fused.length ? ` (${own.fused.join(", ")})` : ""}. Its loss differs from the run's by `
+      + `${loss} of itself, its gradient norm by ${norm}. Levels 1 to 3 record the plain program.`
+    : `The run itself computes with ${other.join(" and ")}`
     + `${own.fused.length ? ` (${own.fused.join(", ")})` : ""}. What you see is the plain program, `
     + `attention spelled out. Its loss differs by ${loss} of itself, its gradient norm by ${norm}.`;
   return (
     <span class="badge note" title={long} tabIndex={0} aria-label={long}>
-      run: {other.join(" + ")} <i>Δloss {loss} · Δ‖g‖ {norm}</i>
+      {same ? "as it ran" : "run"}: {other.join(" + ")} <i>Δloss {loss} · Δ‖g‖ {norm}</i>
     </span>
   );
 }

@@ -35,7 +35,8 @@ export interface Run {
   recordings: RecordingInfo[];
 }
 
-export type Phase = "forward" | "backward" | "update";
+/** recompute: a forward line done again in the backward pass. */
+export type Phase = "forward" | "recompute" | "backward" | "update";
 
 export interface Event {
   k: number;
@@ -74,6 +75,8 @@ export interface Manifest {
   runs: number;
   loss?: number | string;
   grad_norm?: number | string;
+  /** Whether what was recorded is the run's own program, or the plain one. */
+  program?: "own" | "plain";
   own?: Own;
   fork?: Fork;
   sources?: Record<string, string>;
