@@ -35,8 +35,8 @@ class TraceCommand:
 
     A recording has an event for every op call of forward, backward and update: what it read and
     made, statistics, pictures and hashes of every tensor, the tensors themselves if you want, and
-    the source of the kernels. It is the plain program, with attention spelled out; at level 0, which
-    keeps statistics only, the program as the run executes it.
+    the source of the kernels. It is the plain program, with attention spelled out; at level 0,
+    which keeps statistics only, the program as the run executes it.
 
     For example:
       backglass trace runs/a                       the step after the newest checkpoint

@@ -2,8 +2,8 @@
 
 What is recorded is the plain program with attention spelled out, because it is made of the ops that
 people read about; the run itself may fuse.  At level 0 it is the run's own program, as it was
-transformed: statistics of what is really computed.  The state is put back afterwards, so a run that is
-recorded now and then has the same bits as one that is not.
+transformed: statistics of what is really computed.  The state is put back afterwards, so a run that
+is recorded now and then has the same bits as one that is not.
 """
 
 from __future__ import annotations
@@ -221,7 +221,8 @@ class Recording:
         ids = np.unique([ids for batch in self.batches for ids in batch])
         return {
             "backglass": backglass.__version__, "step": self.step + 1, "level": wanted.level,
-            "program": "own" if self.own else "plain", "tensors": wanted.tensors, "cap": wanted.cap, "device": self.session.device.name,
+            "program": "own" if self.own else "plain",
+            "tensors": wanted.tensors, "cap": wanted.cap, "device": self.session.device.name,
             "dtype": s.dtype, "config": dataclasses.asdict(self.session.c),
             "settings": dataclasses.asdict(s), "runs": len(self.batches) + 1,
             "events": len(self.lines), "versions": len(self.state) + given + len(self.made),

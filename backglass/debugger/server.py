@@ -26,7 +26,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from backglass.debugger.flow import attention, flow
 from backglass.debugger.formulas import formulas
 from backglass.debugger.guard import Guard
 from backglass.debugger.highlight import highlight
@@ -62,19 +61,20 @@ class Studio:
     busy: threading.Lock = field(default_factory=threading.Lock)  # with one job at a time
 
 
-def app(studio: Studio, port: int, token: str) -> Guard:
-    """The ASGI app, guarded."""
+def app(studio: Studio, port: int, token: str, frames: tuple[str, ...] = ()) -> Guard:
+    """The ASGI app, guarded.  frames: origins of pages that may show it in a frame."""
     from backglass.debugger.bench_api import ROUTES as BENCH  # which answer with what is here
+    from backglass.debugger.flow_api import ROUTES as FLOW
     from backglass.debugger.runs_api import ROUTES as RUNS
 
-    routes = (*ROUTES, *RUNS, *BENCH)
+    routes = (*ROUTES, *RUNS, *BENCH, *FLOW)
     made = Starlette(
         routes=[Route(path, handler, methods=[m]) for m, path, handler in routes],
         exception_handlers={kind: told for kind in (UserError, OSError, HTTPException, Exception)},
     )
     made.router.redirect_slashes = False
     made.state.studio = studio
-    return Guard(made, port, token)
+    return Guard(made, port, token, frames)
 
 
 # ------------------------------------------------------------------ answers
@@ -133,20 +133,6 @@ def version_cells(request: Request) -> Response:
     return as_json({"values": cells(matrix_of(reading, v, studio_of(request).cache), *wanted)})
 
 
-def flow_of_layers(request: Request) -> Response:
-    return as_json(flow(reading_of(request), query_number(request, "run")))
-
-
-def attention_maps(request: Request) -> Response:
-    run, batch = (query_number(request, name) for name in ("run", "batch"))
-    name = request.path_params["map"]
-    if name not in ("att", "datt"):
-        raise Problem(404, "There are maps of att and of datt.")
-    octets = attention(reading_of(request), run, name, batch, studio_of(request).cache)
-    headers = {"cache-control": "no-store"}
-    return Response(octets, 200, headers, "application/octet-stream")
-
-
 def source(request: Request) -> Response:
     name = request.path_params["name"]
     text = reading_of(request).source(name)
@@ -190,8 +176,6 @@ ROUTES: tuple[tuple[str, str, Callable], ...] = (
     ("GET", VERSION + "/histogram", version_histogram),
     ("GET", VERSION + "/tile", version_tile),
     ("GET", VERSION + "/cells", version_cells),
-    ("GET", RECORDING + "/flow", flow_of_layers),
-    ("GET", RECORDING + "/attention/{map}", attention_maps),
     ("GET", RECORDING + "/source/{name:path}", source),
     ("GET", RECORDING + "/maths/{op}", maths),
     ("POST", RECORDING + "/verify", verify),

@@ -1,5 +1,6 @@
 /** Every request of the page: same origin, with the token, cached where the answer cannot change. */
 
+import { forTab } from "./storage";
 import type {
   BenchPlan, EventDetail, Flow, Histogram, Maps, Maths, Planes, Recording, Run, Source, Tile, Update,
   Verdict, VersionDetail,
@@ -22,11 +23,11 @@ export function takeToken(): void {
 }
 
 export function setToken(token: string): void {
-  sessionStorage.setItem(TOKEN_KEY, token);
+  forTab.setItem(TOKEN_KEY, token);
 }
 
 export async function request(path: string, init: RequestInit = {}): Promise<Response> {
-  const headers = { ...init.headers, "X-Backglass-Token": sessionStorage.getItem(TOKEN_KEY) ?? "" };
+  const headers = { ...init.headers, "X-Backglass-Token": forTab.getItem(TOKEN_KEY) ?? "" };
   let answer: Response;
   try {
     answer = await fetch(`/api/${path}`, { ...init, headers });

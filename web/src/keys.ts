@@ -10,17 +10,18 @@ import { exportMoment } from "./export";
 import { openLive } from "./live";
 import { route } from "./route";
 import { toggleTheme } from "./colour";
+import { forGood } from "./storage";
 import {
   at, bad, closeTensor, current, events, fail, go, inspect, layer, openRecording, overlay, panes,
   playing, say, toggleScreen, twin, verify, versionStep, type Panes,
 } from "./state";
 import { settle } from "./route";
 
-export const keysOn = signal(localStorage.getItem("keys") !== "off");
+export const keysOn = signal(forGood.getItem("keys") !== "off");
 
 export function toggleKeys(): void {
   keysOn.value = !keysOn.value;
-  localStorage.setItem("keys", keysOn.value ? "on" : "off");
+  forGood.setItem("keys", keysOn.value ? "on" : "off");
 }
 
 export interface Action {
