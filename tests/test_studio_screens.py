@@ -140,7 +140,9 @@ def test_arrows_choose_among_the_heads_and_the_link_keeps_the_choice(studio, ful
     assert grid.locator("button").count() == 4 and len(asked) == 1
     studio.press("ArrowRight", "ArrowDown")
     studio.page.wait_for_selector(".attention[data-layer='1'][data-head='1']")
-    studio.until("location.hash.includes('s/attention/') && location.hash.includes('l=1&ix=0,1,0,0')")
+    studio.until(
+        "location.hash.includes('s/attention/') && location.hash.includes('l=1&ix=0,1,0,0')"
+    )
     studio.page.reload()
     studio.page.wait_for_selector(".attention[data-layer='1'][data-head='1']")
     assert studio.page.evaluate("document.activeElement.tagName") == "BODY"
