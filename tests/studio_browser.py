@@ -180,6 +180,23 @@ class Studio:
         self.page.wait_for_selector(f".card[data-shown='{k}']")
         assert self.position() == k
 
+    def step_to_paint(self, files: Files) -> float:
+        """Milliseconds within which 95 of 100 steps are on the screen.  Of three walks the fastest:
+        whatever else runs on the machine can only make one slower."""
+        walks = []
+        for _ in range(3):
+            self.event(files, 0)
+            self.page.evaluate("performance.clearMeasures('step to paint')")
+            for k in range(1, len(files.events)):
+                self.press("l")
+                self.arrived(k)
+            self.page.wait_for_timeout(100)
+            name = "performance.getEntriesByName('step to paint')"
+            spent = self.page.evaluate(name + ".map(e => e.duration)")
+            assert len(spent) > len(files.events) // 2
+            walks.append(np.percentile(spent, 95))
+        return min(walks)
+
     def cell(self) -> str:
         """The number under the cursor, once it is there."""
         number = self.page.get_by_test_id("cell-value")

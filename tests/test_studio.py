@@ -128,16 +128,7 @@ def test_t_goes_from_every_differentiable_line_to_its_twin_and_back(studio, full
 @pytest.mark.slow
 def test_a_step_is_on_the_screen_within_100_ms(studio, full):
     studio.open()
-    studio.event(full, 0)
-    for k in range(1, len(full.events)):
-        studio.press("l")
-        studio.arrived(k)
-    studio.page.wait_for_timeout(100)
-    spent = studio.page.evaluate(
-        "performance.getEntriesByName('step to paint').map(e => e.duration)"
-    )
-    assert len(spent) > len(full.events) // 2
-    assert np.percentile(spent, 95) <= STEP_MS
+    assert studio.step_to_paint(full) <= STEP_MS
 
 
 # ------------------------------------------------------------ numbers
