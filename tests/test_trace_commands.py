@@ -302,5 +302,7 @@ def test_the_commands_and_the_python_of_the_page_run_one_after_the_other(run):
     for line in lines:
         code, said = run(*shlex.split(line)[1:])
         assert code == 0, f"{line}\n{said}"
-    (python,) = (block for kind, block in blocks if kind == "python")
-    exec(python, {})
+    python = [block for kind, block in blocks if kind == "python"]
+    assert python
+    for block in python:
+        exec(block, {})
