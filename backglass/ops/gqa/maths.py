@@ -1,5 +1,5 @@
-"""Grouped-query attention: causal self-attention in which several query heads share one head of keys
-and values, and which may look back no further than a window.
+"""Grouped-query attention: causal self-attention in which several query heads share one head of
+keys and values, and which may look back no further than a window.
 
 The heads of qkv are NH of q, then KV of k, then KV of v: H = NH + 2·KV. Query head h reads the keys
 and values of head g = h // (NH/KV). Position t sees the positions max(0, t − window + 1) … t; with
@@ -21,10 +21,10 @@ Derivation
                                                         dv_g = Σ_h Pᵀ·dy
      5  likewise k_g in the scores of these heads:      dk_g = Σ_h dSᵀ·q/√HS
      6  the sums of 4 and 5 are taken head by head, in order: same bits on every run.
-     7  outside the window S = −∞, so P = 0 there, and with it every term of 2 to 5: the gradient has
-        the forward's mask.
-     8  a block of keys that no query of a block sees is skipped, in both directions: time grows with
-        T·window, not with T².
+     7  outside the window S = −∞, so P = 0 there, and with it every term of 2 to 5: the gradient
+        has the forward's mask.
+     8  a block of keys that no query of a block sees is skipped, in both directions: time grows
+        with T·window, not with T².
      9  KV = NH is attention itself, KV = 1 multi-query attention. What is saved is the cache of a
         generation: 2·KV·HS numbers a position in place of 2·NH·HS.
 
