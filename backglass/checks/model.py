@@ -8,7 +8,6 @@ eager         the same lines executed at once give the same bits
 
 from __future__ import annotations
 
-import dataclasses
 from types import ModuleType
 from typing import Any
 
@@ -27,9 +26,8 @@ B, T = 2, 5
 
 
 def small_config(model: ModuleType, **changes: Any) -> Any:
-    """Odd sizes, few enough for finite differences: two layers, three heads of five channels."""
-    small = dict(layers=2, heads=3, channels=15, vocab_size=11, max_seq_len=7)
-    return dataclasses.replace(model.Config(), **(small | changes))
+    """The model's SMALL: odd sizes, few enough for finite differences."""
+    return model.Config(**(model.SMALL | changes))
 
 
 def prepare(model: ModuleType, c: Any, dtype: str = "fp64", seed: int = 0) -> tuple[Memory, Any]:
@@ -38,7 +36,7 @@ def prepare(model: ModuleType, c: Any, dtype: str = "fp64", seed: int = 0) -> tu
     memory = Memory()
     t = declare(model, c, B, T, dtype, memory)
     rng = np.random.default_rng(seed)
-    p = memory.allocate(t.p.flat, t.layout.initial(seed, {"wte": c.vocab_size}))
+    p = memory.allocate(t.p.flat, t.layout.initial(seed))
     for view in t.p:
         memory.array(view)[...] += 0.3 * rng.standard_normal(view.shape)
     memory.array(t.p.wte)[c.vocab_size :] = 0
@@ -54,9 +52,9 @@ def prepare(model: ModuleType, c: Any, dtype: str = "fp64", seed: int = 0) -> tu
 
 
 def check_model(model: ModuleType, name: str) -> list[Result]:
-    """Results for flash and explicit attention, without and with dropout."""
+    """Results for every one of the model's VARIANTS."""
     results = []
-    for changes in ({}, {"attention": "explicit"}, {"dropout": 0.2}):
+    for changes in model.VARIANTS:
         c = small_config(model, **changes)
         case = " ".join(f"{k}={v}" for k, v in changes.items()) or "plain"
         program = record_micro(model, c, B, T, "fp64").validate()

@@ -16,18 +16,19 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
 import backglass
+from backglass import models
 from backglass.data.tokenizer import Tokenizer
 from backglass.debugger.edit import Edit, Fork, apply
 from backglass.debugger.store import Writer, new_recording
 from backglass.device import Device
 from backglass.errors import wrong_use
 from backglass.execute.trace import Event, Tracer, Version
-from backglass.models import gpt2
 from backglass.ops import signature, table
 from backglass.program.plan import ARENA, plan
 from backglass.program.record import Call
@@ -112,20 +113,21 @@ class Recording:
     ):  # fmt: skip
         self.session, self.batches, self.step, self.progress = session, batches, step, progress
         self.edits = edits
-        s, c = session.s, dataclasses.replace(session.c, attention="explicit")
+        s, c = session.s, models.adapted(session.c, attention="explicit")
+        model = models.of(c)
         bound = ARENA in session.memory.flat
         self.memory = session.memory.sharing(*session.flats, *([ARENA] * bound))
-        self.t: Tensors = declare(gpt2, c, s.batch_size, s.seq_len, s.dtype, self.memory)
-        micro = record_micro(gpt2, c, s.batch_size, s.seq_len, s.dtype)
+        self.t: Tensors = declare(model, c, s.batch_size, s.seq_len, s.dtype, self.memory)
+        micro = record_micro(model, c, s.batch_size, s.seq_len, s.dtype)
         placed = plan(micro, inplace=False)  # the bits of eager execution, which has no aliases
         self.memory.arena(placed.peak)
         self.micro = placed.placed()
-        self.update = record_update(gpt2, c, s.dtype)
+        self.update = record_update(model, c, s.dtype)
         spaces = [self.t.p, self.t.dp, self.t.m, self.t.v, *([self.t.master] * bool(self.t.master))]
         self.members = {space.flat.name: list(space) for space in spaces}
         self.tracer = Tracer(session.device, self.memory, self.members)
         self.lines = [*self.micro] * len(batches) + [*self.update]
-        self.sources = Sources(session.device)
+        self.sources = Sources(session.device, model)
         for call in self.lines:
             self.sources.of(call)
 
@@ -246,10 +248,10 @@ def unchanged(session: Session) -> Iterator[None]:
 
 
 class Sources:
-    """Where the kernel of each call is written, and copies of those files."""
+    """Where the kernel of each call is written, and copies of those files and of the model's."""
 
-    def __init__(self, device: Device):
-        self.device = device
+    def __init__(self, device: Device, model: ModuleType):
+        self.device, self.model = device, model
         self.found: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
 
@@ -266,7 +268,7 @@ class Sources:
                 "first_line": first, "last_line": first + len(lines) - 1,
             }  # fmt: skip
             self._keep(op.maths.__file__ or "")
-            self._keep(gpt2.__file__)
+            self._keep(self.model.__file__ or "")
         return self.found[call.op]
 
     def _keep(self, file: str) -> str:

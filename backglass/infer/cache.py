@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from backglass.layout import aligned
-from backglass.models import gpt2
 from backglass.ops import signature
 from backglass.program.record import Call, Program, make_call
 from backglass.view import View
@@ -25,17 +25,17 @@ WHOLE_SEQUENCE = ("scores", "causal_softmax", "mix", "rope")  # ops without a fo
 
 @dataclass(frozen=True)
 class Cache:
-    """k[l] and v[l] of shape (B, NH, P, HS) for every layer, in one flat buffer."""
+    """k[l] and v[l] of shape (B, KV, P, HS) for every layer, in one flat buffer."""
 
     flat: View
     k: tuple[View, ...]
     v: tuple[View, ...]
 
 
-def declare_cache(c: gpt2.Config, B: int, dtype: str = "fp32") -> Cache:
+def declare_cache(c: Any, B: int, dtype: str = "fp32") -> Cache:
     """The cache of B sequences of up to c.max_seq_len tokens; symbolic."""
     z = c.sizes(B, 1)
-    shape = (B, z["NH"], z["P"], z["HS"])
+    shape = (B, z["KV"], z["P"], z["HS"])
     size = aligned(math.prod(shape))
 
     def view(l: int, part: int) -> View:

@@ -13,25 +13,38 @@ from dataclasses import dataclass
 
 from backglass.layout import Param
 
+TITLE = "GPT-2"
 PARAMS = (
-    Param("wte", "Vp C", init=0.02, decay=True, hf="wte.weight"),
-    Param("wpe", "P C", init=0.02, decay=True, hf="wpe.weight"),
-    Param("ln1w", "L C", ones=True, hf="h.{l}.ln_1.weight"),
-    Param("ln1b", "L C", hf="h.{l}.ln_1.bias"),
-    Param("qkvw", "L 3*C C", init=0.02, decay=True, hf="h.{l}.attn.c_attn.weight^T"),
-    Param("qkvb", "L 3*C", hf="h.{l}.attn.c_attn.bias"),
+    Param("wte", "Vp C", init=0.02, decay=True, hf="transformer.wte.weight"),
+    Param("wpe", "P C", init=0.02, decay=True, hf="transformer.wpe.weight"),
+    Param("ln1w", "L C", ones=True, hf="transformer.h.{l}.ln_1.weight"),
+    Param("ln1b", "L C", hf="transformer.h.{l}.ln_1.bias"),
+    Param("qkvw", "L 3*C C", init=0.02, decay=True, hf="transformer.h.{l}.attn.c_attn.weight^T"),
+    Param("qkvb", "L 3*C", hf="transformer.h.{l}.attn.c_attn.bias"),
     Param(
-        "attprojw", "L C C", init=0.02, residual=True, decay=True, hf="h.{l}.attn.c_proj.weight^T"
+        "attprojw",
+        "L C C",
+        init=0.02,
+        residual=True,
+        decay=True,
+        hf="transformer.h.{l}.attn.c_proj.weight^T",
     ),
-    Param("attprojb", "L C", hf="h.{l}.attn.c_proj.bias"),
-    Param("ln2w", "L C", ones=True, hf="h.{l}.ln_2.weight"),
-    Param("ln2b", "L C", hf="h.{l}.ln_2.bias"),
-    Param("fcw", "L F C", init=0.02, decay=True, hf="h.{l}.mlp.c_fc.weight^T"),
-    Param("fcb", "L F", hf="h.{l}.mlp.c_fc.bias"),
-    Param("fcprojw", "L C F", init=0.02, residual=True, decay=True, hf="h.{l}.mlp.c_proj.weight^T"),
-    Param("fcprojb", "L C", hf="h.{l}.mlp.c_proj.bias"),
-    Param("lnfw", "C", ones=True, hf="ln_f.weight"),
-    Param("lnfb", "C", hf="ln_f.bias"),
+    Param("attprojb", "L C", hf="transformer.h.{l}.attn.c_proj.bias"),
+    Param("ln2w", "L C", ones=True, hf="transformer.h.{l}.ln_2.weight"),
+    Param("ln2b", "L C", hf="transformer.h.{l}.ln_2.bias"),
+    Param("fcw", "L F C", init=0.02, decay=True, hf="transformer.h.{l}.mlp.c_fc.weight^T"),
+    Param("fcb", "L F", hf="transformer.h.{l}.mlp.c_fc.bias"),
+    Param(
+        "fcprojw",
+        "L C F",
+        init=0.02,
+        residual=True,
+        decay=True,
+        hf="transformer.h.{l}.mlp.c_proj.weight^T",
+    ),
+    Param("fcprojb", "L C", hf="transformer.h.{l}.mlp.c_proj.bias"),
+    Param("lnfw", "C", ones=True, hf="transformer.ln_f.weight"),
+    Param("lnfb", "C", hf="transformer.ln_f.bias"),
 )
 
 ACTS = dict(
@@ -43,6 +56,19 @@ ACTS = dict(
     fcproj="L B T C", fcproj_drop="L B T C", res3="L B T C",
     lnf="B T C", meanf="B T | stat", rstdf="B T | stat", logits="B T Vp", logits_lse="B T | stat",
 )  # fmt: skip
+
+# What may be recomputed, alone or together: cheap pieces first, the whole block last.
+RECOMPUTE = {
+    "gelu": ("fch_gelu",),
+    "ln": ("ln1", "ln2"),
+    "fch": ("fch", "fch_gelu"),
+    "qkv": ("qkv",),
+    "block": ("ln1", "qkv", "atty", "attproj", "res2", "ln2", "fch", "fch_gelu", "fcproj"),
+}
+
+# What `check` tries, in float64: the last variant, which has most lines, is where bugs are planted.
+SMALL = dict(layers=2, heads=3, channels=15, vocab_size=11, max_seq_len=7)
+VARIANTS = ({}, {"dropout": 0.2}, {"attention": "explicit"})
 
 
 @dataclass(frozen=True)
@@ -76,7 +102,7 @@ class Config:
     def sizes(self, B: int, T: int) -> dict[str, int]:
         C, NH = self.channels, self.heads
         return dict(
-            B=B, T=T, L=self.layers, C=C, NH=NH, HS=C // NH, F=4 * C,
+            B=B, T=T, L=self.layers, C=C, NH=NH, KV=NH, HS=C // NH, F=4 * C,
             V=self.vocab_size, Vp=self.padded_vocab_size, P=self.max_seq_len,
         )  # fmt: skip
 
