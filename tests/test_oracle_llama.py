@@ -1,4 +1,4 @@
-"""transformers as the oracle of LLaMA, Mistral and Qwen2: logits, loss, every gradient, folders."""
+"""transformers as the oracle of LLaMA, Mistral, Qwen2 and Qwen3."""
 
 import json
 
@@ -33,6 +33,8 @@ FAMILIES = {
     "llama-3": dict(heads=4, kv_heads=2, head_size=64, rope_theta=5e5, rope_scaling="8 1 4 24"),
     "mistral": dict(heads=6, kv_heads=3, head_size=16, window=9, tied=False),
     "qwen2": dict(heads=4, kv_heads=2, head_size=24, qkv_bias=True),
+    "qwen2-window": dict(heads=4, kv_heads=2, head_size=16, qkv_bias=True, window=12),
+    "qwen3": dict(heads=6, kv_heads=2, head_size=24, qk_norm=True, norm_eps=1e-6),
 }
 # Ours against PyTorch's fp32, whose errors are as large: norms of differences, relative.  cos and
 # sin are from angles of which it knows 24 bits.

@@ -77,6 +77,13 @@ class Train:
             help_behavior_hint="(default: the preset's)",
         ),
     ] = None
+    qk_norm: Annotated[
+        bool | None,
+        arg(
+            help="llama: queries and keys normalised as in Qwen3",
+            help_behavior_hint="(default: the preset's)",
+        ),
+    ] = None
     rope_theta: Annotated[Number, opt("llama: base of the rotations' frequencies", "X")] = None
     rope_scaling: Annotated[
         Text, opt("llama: of LLaMA 3, 'factor low high positions': '32 1 4 8192'", "TEXT")

@@ -10,6 +10,7 @@ from backglass.models import gpt2, llama
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
 }  # fmt: skip
 
 
@@ -125,6 +126,7 @@ def _llama(j: dict[str, Any], path: Path) -> llama.Config:
         norm_eps=float(j.get("rms_norm_eps", 1e-6)),
         window=_window(j, path),
         qkv_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
     )
 
 
@@ -136,7 +138,7 @@ def _scaling(rope: dict[str, Any]) -> str:
 
 
 def _window(j: dict[str, Any], path: Path) -> int:
-    """sliding_window, where the family uses it; in Qwen2 it may begin at some layer."""
+    """sliding_window, where the family uses it; in Qwen it may begin at some layer."""
     if j["model_type"] == "mistral":
         return int(j.get("sliding_window") or 0)
     if not j.get("use_sliding_window", False):
@@ -145,15 +147,24 @@ def _window(j: dict[str, Any], path: Path) -> int:
     return int(j.get("sliding_window") or 0)
 
 
+def family_of(c: llama.Config) -> str:
+    """The model_type whose models are like this one.  Raises UserError if there is none."""
+    if c.qkv_bias and c.qk_norm:
+        raise UserError("no family of Hugging Face's has both qkv_bias and qk_norm; leave one out")
+    if c.qkv_bias or c.qk_norm:
+        return "qwen2" if c.qkv_bias else "qwen3"
+    return "mistral" if c.window else "llama"
+
+
 def _llama_json(c: llama.Config) -> dict[str, Any]:
-    kind = "qwen2" if c.qkv_bias else "mistral" if c.window else "llama"
+    kind = family_of(c)
     rope: dict[str, Any] = {"rope_theta": c.rope_theta, "rope_scaling": None}
     if c.rope_scaling:
         scaling = dict(zip(SCALING, llama.scaling(c), strict=True))
         scaling[SCALING[-1]] = int(scaling[SCALING[-1]])
         rope["rope_scaling"] = {"rope_type": "llama3", **scaling}
     window: dict[str, Any] = {"sliding_window": c.window or None} if kind != "llama" else {}
-    if kind == "qwen2":
+    if kind in ("qwen2", "qwen3"):
         window |= {"use_sliding_window": bool(c.window), "max_window_layers": 0}
     return {
         "architectures": [ARCHITECTURES[kind]],

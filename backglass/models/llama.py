@@ -32,6 +32,8 @@ PARAMS = (
         "qkvb", "L H*HS", only="qkv_bias",
         hf=f"{Q}.bias NH*HS, {K}.bias KV*HS, {V}.bias KV*HS",
     ),
+    Param("qnormw", "L HS", ones=True, only="qk_norm", hf=H + "self_attn.q_norm.weight"),
+    Param("knormw", "L HS", ones=True, only="qk_norm", hf=H + "self_attn.k_norm.weight"),
     Param("attprojw", "L C NH*HS", **W, residual=True, hf=H + "self_attn.o_proj.weight"),
     Param("norm2w", "L C", ones=True, hf=H + "post_attention_layernorm.weight"),
     Param(
@@ -45,7 +47,8 @@ PARAMS = (
 
 ACTS = dict(
     embd="B T C",
-    norm1="L B T C", rstd1="L B T | stat", qkv="L B T H HS", qkv_rope="L B T H HS",
+    norm1="L B T C", rstd1="L B T | stat", qkv="L B T H HS",
+    qkv_norm="L B T H HS", rstdqk="L B T QK | stat", qkv_rope="L B T H HS",
     atty="L B T NH HS", lse="L B NH T | stat", attproj="L B T C", res2="L B T C",
     norm2="L B T C", rstd2="L B T | stat", gateup="L B T 2 F", glu="L B T F",
     down="L B T C", res3="L B T C",
@@ -72,7 +75,7 @@ SMALL = dict(
 VARIANTS = (
     {},
     {"kv_heads": 4, "rope_scaling": "2 1 4 70", "norm_eps": 0.01},
-    {"kv_heads": 1, "tied": False, "window": 3, "qkv_bias": True},
+    {"kv_heads": 1, "tied": False, "window": 3, "qkv_bias": True, "qk_norm": True},
 )
 
 
@@ -97,6 +100,7 @@ class Config:
     norm_eps: float = 1e-5
     window: int = 0  # 0: attention looks back to the beginning
     qkv_bias: bool = False
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "channels", "vocab_size", "max_seq_len"):
@@ -132,14 +136,18 @@ class Config:
         return dict(
             B=B, T=T, L=self.layers, C=self.channels, NH=NH, KV=KV, H=NH + 2 * KV, HS=HS,
             HS2=HS // 2, F=self.hidden, V=self.vocab_size, Vp=self.padded_vocab_size,
-            P=self.max_seq_len, untied=not self.tied, qkv_bias=self.qkv_bias,
+            P=self.max_seq_len, QK=NH + KV, untied=not self.tied,
+            qkv_bias=self.qkv_bias, qk_norm=self.qk_norm,
         )  # fmt: skip
 
 
 def block_forward(ops, c, p, a, x, io):
     ops.rmsnorm(a.norm1, a.rstd1, x, p.norm1w, eps=c.norm_eps)
     ops.matmul(a.qkv, a.norm1, p.qkvw, p.qkvb if c.qkv_bias else None)
-    ops.rope(a.qkv_rope, a.qkv, io.cos, io.sin, kv_heads=c.kv_heads)
+    if c.qk_norm:
+        ops.qk_norm(a.qkv_norm, a.rstdqk, a.qkv, p.qnormw, p.knormw, eps=c.norm_eps)
+    qkv = a.qkv_norm if c.qk_norm else a.qkv
+    ops.rope(a.qkv_rope, qkv, io.cos, io.sin, kv_heads=c.kv_heads)
     ops.gqa(a.atty, a.lse, a.qkv_rope, window=c.window)
     ops.matmul(a.attproj, a.atty, p.attprojw)
     ops.add(a.res2, x, a.attproj)
@@ -162,7 +170,12 @@ def block_backward(ops, c, p, a, x, dp, da, dx, io):
     ops.d_matmul_w(+dp.attprojw, da.attproj, a.atty)
     ops.d_matmul_x(da.atty, da.attproj, p.attprojw)
     ops.d_gqa(da.qkv_rope, da.atty, a.qkv_rope, a.atty, a.lse, window=c.window)
-    ops.d_rope(da.qkv, da.qkv_rope, io.cos, io.sin, kv_heads=c.kv_heads)
+    dqkv = da.qkv_norm if c.qk_norm else da.qkv
+    ops.d_rope(dqkv, da.qkv_rope, io.cos, io.sin, kv_heads=c.kv_heads)
+    if c.qk_norm:
+        ops.d_qk_norm(
+            da.qkv, +dp.qnormw, +dp.knormw, da.qkv_norm, a.qkv, p.qnormw, p.knormw, a.rstdqk
+        )
     ops.d_matmul_w(+dp.qkvw, +dp.qkvb if c.qkv_bias else None, da.qkv, a.norm1)
     ops.d_matmul_x(da.norm1, da.qkv, p.qkvw)
     ops.d_rmsnorm(+dx, +dp.norm1w, da.norm1, x, p.norm1w, a.rstd1)

@@ -57,6 +57,7 @@ class Settings:
     norm_eps: float = 1e-5
     window: int = 0
     qkv_bias: bool = False
+    qk_norm: bool = False
 
     data: str = "python-docs"
     format: str = "auto"

@@ -31,11 +31,11 @@ from backglass.ops.layernorm.cpu import COLUMNS, add_up, blocks_of, rows_per_blo
 def rmsnorm(y, rstd, x, w, eps, add):
     """y (N,C) = n·w; rstd (N,) is saved for the backward. y is not x's memory."""
     for n in prange(x.shape[0]):
-        rstd[n] = _normalise(y[n], x[n], w, eps)
+        rstd[n] = normalise(y[n], x[n], w, eps)
 
 
 @inline
-def _normalise(y, x, w, eps):
+def normalise(y, x, w, eps):
     """A row of y; returns its rstd."""
     acc = float32(0)
     for j in range(x.size):
@@ -63,8 +63,8 @@ def d_rmsnorm(dx, dw, dy, x, w, rstd, add, work):
         hi = min(lo + rows, N)
         zero(partial)
         for n in range(lo, hi):
-            mean_dn_n = _d_row_sums(partial, dy[n], x[n], w, rstd[n])
-            _d_row(dx[n], dy[n], x[n], w, rstd[n], mean_dn_n, add[0])
+            mean_dn_n = d_row_sums(partial, dy[n], x[n], w, rstd[n])
+            d_row(dx[n], dy[n], x[n], w, rstd[n], mean_dn_n, add[0])
     for task in prange((C + COLUMNS - 1) // COLUMNS):
         lo = task * COLUMNS
         hi = min(lo + COLUMNS, C)
@@ -72,7 +72,7 @@ def d_rmsnorm(dx, dw, dy, x, w, rstd, add, work):
 
 
 @inline
-def _d_row_sums(dw, dy, x, w, rstd):
+def d_row_sums(dw, dy, x, w, rstd):
     """A row's share of dw, and the mean over the row that dx needs.
 
     forward: y = n·w      so: dn = dy·w is the gradient of n
@@ -86,7 +86,7 @@ def _d_row_sums(dw, dy, x, w, rstd):
 
 
 @inline
-def _d_row(dx, dy, x, w, rstd, mean_dn_n, add):
+def d_row(dx, dy, x, w, rstd, mean_dn_n, add):
     """dx (+)= (dn - n·mean(dn·n))·rstd, the row's mean being given.
 
     rstd depends on every x of the row: that is where the subtracted term comes from.
