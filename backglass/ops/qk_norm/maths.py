@@ -63,7 +63,7 @@ def qk_norm(qkv, qw, kw, *, QK, H, eps):
 
 def weights(qw, kw, QK, KV):
     """(QK, HS): of each head the weights it is scaled by."""
-    return np.repeat((qw, kw), (QK - KV, KV), axis=0)
+    return np.stack([qw] * (QK - KV) + [kw] * KV)
 
 
 def d_qk_norm(dout, qkv, qw, kw, rstd, *, QK, H):
