@@ -368,7 +368,7 @@ def d_queries(dq, row, work, i, j, T, HS, begun):
 @inline
 def add_partial(dqkv, work, b, h, NH, group, groups, window):
     """Add to one query head's dq what a group wrote elsewhere."""
-    _, T, H, HS = dqkv.shape
+    _, T, _, HS = dqkv.shape
     blocks = count_blocks(T)
     first, last = group_span(group, groups, blocks, window)
     start = partial_start(b * NH + h, group, groups, T, HS)

@@ -25,9 +25,8 @@ import triton
 import triton.language as tl
 
 from backglass.device.tiles import has_copy_engine, power_of_2
+from backglass.ops.attention import gpu as attention
 from backglass.ops.attention.gpu import (
-    BACKWARD,
-    FORWARD,
     LN2,
     LOG2E,
     has_descriptor,
@@ -42,6 +41,29 @@ from backglass.ops.scores.gpu import dtype_of, load_rows, store_rows
 # Where the maximum starts.  Not −∞: a tile on the window's edge may hold no key that a query sees,
 # and −∞ − (−∞) is NaN.
 LOWEST = tl.constexpr(-1e30)
+
+# attention's tiles, but for those that spill here (compiled with Triton 3.6 for 32 query heads, 8
+# of keys).  (BLOCK_M queries, BLOCK_N keys, warps, stages) by (dtype, HS > 64) …
+FORWARD = attention.FORWARD
+# … and programs of a multiprocessor
+BACKWARD = {
+    **attention.BACKWARD,
+    ("bf16", False): (64, 128, 8, 2, 1),
+    ("bf16", True): (64, 32, 8, 2, 1),
+}
+# Without a copy engine addresses take registers.
+PLAIN_FORWARD = {("bf16", True): (64, 64, 8, 2)}
+PLAIN_BACKWARD = {("bf16", False): (64, 32, 4, 1, 2), ("bf16", True): (32, 32, 8, 1, 1)}
+
+
+def forward_tiles(dtype: str, HS: int) -> tuple[int, int, int, int]:
+    plain = {} if has_copy_engine() else PLAIN_FORWARD
+    return (FORWARD | plain)[dtype, HS > 64]
+
+
+def backward_tiles(dtype: str, HS: int) -> tuple[int, int, int, int, int]:
+    plain = {} if has_copy_engine() else PLAIN_BACKWARD
+    return (BACKWARD | plain)[dtype, HS > 64]
 
 
 # ---------------------------------------------------------------- forward
@@ -98,7 +120,7 @@ def seen(keys, rows, window, WINDOWED: tl.constexpr):
 def gqa(y, lse, qkv, window, add):
     """y (B, T, NH, HS) and lse (B, NH, T) from qkv (B, T, NH + 2·KV, HS)."""
     B, T, NH, HS = y.shape
-    block_m, block_n, warps, stages = FORWARD[dtype_of(qkv), HS > 64]
+    block_m, block_n, warps, stages = forward_tiles(dtype_of(qkv), HS)
     gqa_kernel[(triton.cdiv(T, block_m) * B * NH,)](
         y, lse, heads_of(qkv, block_m), heads_of(qkv, block_n), T, NH,
         count_kv_heads(qkv.shape[2], NH), window, LOG2E.value / math.sqrt(HS),
@@ -244,13 +266,6 @@ def d_gqa_workspace(*, B: int, T: int, H: int, NH: int, HS: int, window: int, dt
     programs, _, part = parts_of_dq(B * NH, T, HS, backward_tiles(dtype, HS))
     of_heads = 2 * B * T * NH * HS if count_kv_heads(H, NH) < NH else 0
     return 4 * (B * NH * T + programs * part + of_heads)
-
-
-def backward_tiles(dtype: str, HS: int) -> tuple[int, int, int, int, int]:
-    """From attention's table; without a copy engine smaller ones, for addresses take registers."""
-    if dtype == "bf16" and not has_copy_engine():
-        return (32, 64, 4, 1, 2) if HS <= 64 else (32, 32, 4, 1, 2)
-    return BACKWARD[dtype, HS > 64]
 
 
 def d_gqa(dqkv, dy, qkv, y, lse, window, add, work):
