@@ -14,35 +14,23 @@ from dataclasses import dataclass
 from backglass.layout import Param
 
 TITLE = "GPT-2"
+W = dict(init=0.02, decay=True)
+H = "transformer.h.{l}."  # names in Hugging Face's files
 PARAMS = (
-    Param("wte", "Vp C", init=0.02, decay=True, hf="transformer.wte.weight"),
-    Param("wpe", "P C", init=0.02, decay=True, hf="transformer.wpe.weight"),
-    Param("ln1w", "L C", ones=True, hf="transformer.h.{l}.ln_1.weight"),
-    Param("ln1b", "L C", hf="transformer.h.{l}.ln_1.bias"),
-    Param("qkvw", "L 3*C C", init=0.02, decay=True, hf="transformer.h.{l}.attn.c_attn.weight^T"),
-    Param("qkvb", "L 3*C", hf="transformer.h.{l}.attn.c_attn.bias"),
-    Param(
-        "attprojw",
-        "L C C",
-        init=0.02,
-        residual=True,
-        decay=True,
-        hf="transformer.h.{l}.attn.c_proj.weight^T",
-    ),
-    Param("attprojb", "L C", hf="transformer.h.{l}.attn.c_proj.bias"),
-    Param("ln2w", "L C", ones=True, hf="transformer.h.{l}.ln_2.weight"),
-    Param("ln2b", "L C", hf="transformer.h.{l}.ln_2.bias"),
-    Param("fcw", "L F C", init=0.02, decay=True, hf="transformer.h.{l}.mlp.c_fc.weight^T"),
-    Param("fcb", "L F", hf="transformer.h.{l}.mlp.c_fc.bias"),
-    Param(
-        "fcprojw",
-        "L C F",
-        init=0.02,
-        residual=True,
-        decay=True,
-        hf="transformer.h.{l}.mlp.c_proj.weight^T",
-    ),
-    Param("fcprojb", "L C", hf="transformer.h.{l}.mlp.c_proj.bias"),
+    Param("wte", "Vp C", **W, hf="transformer.wte.weight"),
+    Param("wpe", "P C", **W, hf="transformer.wpe.weight"),
+    Param("ln1w", "L C", ones=True, hf=H + "ln_1.weight"),
+    Param("ln1b", "L C", hf=H + "ln_1.bias"),
+    Param("qkvw", "L 3*C C", **W, hf=H + "attn.c_attn.weight^T"),
+    Param("qkvb", "L 3*C", hf=H + "attn.c_attn.bias"),
+    Param("attprojw", "L C C", **W, residual=True, hf=H + "attn.c_proj.weight^T"),
+    Param("attprojb", "L C", hf=H + "attn.c_proj.bias"),
+    Param("ln2w", "L C", ones=True, hf=H + "ln_2.weight"),
+    Param("ln2b", "L C", hf=H + "ln_2.bias"),
+    Param("fcw", "L F C", **W, hf=H + "mlp.c_fc.weight^T"),
+    Param("fcb", "L F", hf=H + "mlp.c_fc.bias"),
+    Param("fcprojw", "L C F", **W, residual=True, hf=H + "mlp.c_proj.weight^T"),
+    Param("fcprojb", "L C", hf=H + "mlp.c_proj.bias"),
     Param("lnfw", "C", ones=True, hf="transformer.ln_f.weight"),
     Param("lnfb", "C", hf="transformer.ln_f.bias"),
 )
@@ -58,14 +46,10 @@ ACTS = dict(
 )  # fmt: skip
 
 # What may be recomputed, alone or together: cheap pieces first, the whole block last.
-RECOMPUTE = {
-    "gelu": ("fch_gelu",),
-    "ln": ("ln1", "ln2"),
-    "fch": ("fch", "fch_gelu"),
-    "qkv": ("qkv",),
-    "block": ("ln1", "qkv", "atty", "attproj", "res2", "ln2", "fch", "fch_gelu", "fcproj"),
-}
-
+RECOMPUTE = dict(
+    gelu="fch_gelu", ln="ln1 ln2", fch="fch fch_gelu", qkv="qkv",
+    block="ln1 qkv atty attproj res2 ln2 fch fch_gelu fcproj",
+)  # fmt: skip
 # What `check` tries, in float64: the last variant, which has most lines, is where bugs are planted.
 SMALL = dict(layers=2, heads=3, channels=15, vocab_size=11, max_seq_len=7)
 VARIANTS = ({}, {"dropout": 0.2}, {"attention": "explicit"})

@@ -57,17 +57,10 @@ ACTS = dict(
 TABLES = dict(cos="P HS2", sin="P HS2")  # constants that the host makes
 
 # What may be recomputed, alone or together: cheap pieces first, the whole block last.
-RECOMPUTE = {
-    "swiglu": ("glu",),
-    "norm": ("norm1", "norm2"),
-    "gateup": ("gateup", "glu"),
-    "rope": ("qkv_rope",),
-    "qkv": ("qkv", "qkv_rope"),
-    "block": (
-        "norm1", "qkv", "qkv_rope", "atty", "attproj", "res2", "norm2", "gateup", "glu", "down",
-    ),
-}  # fmt: skip
-
+RECOMPUTE = dict(
+    swiglu="glu", norm="norm1 norm2", gateup="gateup glu", rope="qkv_rope", qkv="qkv qkv_rope",
+    block="norm1 qkv qkv_rope atty attproj res2 norm2 gateup glu down",
+)  # fmt: skip
 # What `check` tries, in float64: the last variant, which has most lines, is where bugs are planted.
 SMALL = dict(
     layers=2, heads=4, kv_heads=2, head_size=6, channels=15, hidden=7, vocab_size=11, max_seq_len=7

@@ -32,7 +32,7 @@ PATHS: dict[str, tuple[str, int, tuple[str, ...]]] = {
         0,
         (
             "models/llama.py", "ops/rmsnorm/*.py", "ops/swiglu/*.py", "ops/rope/*.py",
-            "ops/gqa/*.py", "ops/rope_at/*.py", "ops/gqa_cached/*.py",
+            "ops/gqa/*.py", "ops/qk_norm/*.py", "ops/rope_at/*.py", "ops/gqa_cached/*.py",
         ),
     ),
     "maths": (
