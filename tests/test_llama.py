@@ -66,13 +66,13 @@ def test_llama_check_fails_where_a_backward_line_is_wrong(monkeypatch):
     right = llama.block_backward
 
     def wrong(ops, c, p, a, x, dp, da, dx, io):
-        right(ops, c, dataclasses_like(p, norm2w=p.norm1w), a, x, dp, da, dx, io)
+        right(ops, c, exchanged(p, norm2w=p.norm1w), a, x, dp, da, dx, io)
 
     monkeypatch.setattr(llama, "block_backward", wrong)
     assert not all(r.ok for r in check_model(llama, "llama"))
 
 
-def dataclasses_like(space, **changes):
+def exchanged(space, **changes):
     """A space of tensors with some of them exchanged."""
     other = type(space)()
     vars(other).update(vars(space) | changes)
@@ -218,19 +218,19 @@ def test_llama_does_not_start_from_another_model(tmp_path):
     import backglass as bg
 
     gpt2 = presets.get("tiny").replace(**{k: v for k, v in TINY.items() if k != "kv_heads"})
-    bg.train(gpt2.replace(steps=1), tmp_path / "g", quiet=True)
+    bg.train(gpt2.replace(steps=1, device="numpy"), tmp_path / "g", quiet=True)
     with pytest.raises(UserError, match="is a GPT-2, this run trains a LLaMA"):
-        start_run(tiny(init=str(tmp_path / "g")), None)
-    bg.train(tiny(steps=1), tmp_path / "l", quiet=True)
+        start_run(tiny(device="numpy", init=str(tmp_path / "g")), None)
+    bg.train(tiny(steps=1, device="numpy"), tmp_path / "l", quiet=True)
     with pytest.raises(UserError, match="give --kv-heads 2"):
-        start_run(tiny(init=str(tmp_path / "l"), kv_heads=4), None)
+        start_run(tiny(device="numpy", init=str(tmp_path / "l"), kv_heads=4), None)
 
 
 def test_llama_step_is_recorded_with_the_model_and_every_tensor(tmp_path):
     from backglass.debugger.reading import Reading
     from backglass.debugger.record import Wanted, record_step
 
-    start = start_run(tiny(steps=1), None)
+    start = start_run(tiny(steps=1, device="numpy"), None)
     batches = [start.loader.batch(4)]
     want = start.session.gradients(batches, 0)
     start.session.memory.write(start.session.t.dp.flat, 0)

@@ -171,14 +171,15 @@ class Recording:
 
     @property
     def state(self) -> list[View]:
-        """What there is before the step."""
-        return [v for views in self.members.values() for v in views]
+        """What there is before the step: the flat buffers, and the model's constants."""
+        constants = [v for v in self.t.io if v.values is not None]
+        return [v for views in self.members.values() for v in views] + constants
 
     @property
     def given(self) -> list[View]:
         """What the host writes for a micro-batch."""
-        io = self.t.io
-        return [io.ids, io.targets, io.dloss, *([io.seed] * (self.session.c.dropout > 0))]
+        io, read = self.t.io, {v.name for call in self.micro for v in call.read}
+        return [v for v in (io.ids, io.targets, io.dloss, io.seed) if v.name in read]
 
     @property
     def made(self) -> list[View]:
@@ -218,7 +219,7 @@ def note_own(folder: Path, session: Session, loss: float, norm: float) -> None:
     ops = {c.op for plan in session.plans.values() for c in plan.program}
     fused = sorted(op for op in ops if signature(op).equals)
     manifest["own"] = {
-        "attention": session.c.attention, "fused": fused, "recompute": session.s.recompute,
+        "attention": session.s.attention, "fused": fused, "recompute": session.s.recompute,
         "loss": loss, "grad_norm": norm,
     }  # fmt: skip
     write_json(path, manifest)

@@ -66,12 +66,12 @@ def d_qk_norm_kernel(
         rstd = tl.load(rstd_p + rows // H * QK + h, mask=there & (h < QK), other=0)
         n = x * rstd[:, None]  # 0 in v's heads
         is_q = (h < 2 * QK - H)[:, None]
-        acc_dqw += tl.sum(tl.where(is_q, dy * n, 0), 0)  # derivation step 2
-        acc_dkw += tl.sum(tl.where(is_q, 0, dy * n), 0)  # 2
-        dn = dy * weights_of(h, qw_p, kw_p, cols, H, QK, HS)  # 3
-        along_n = tl.sum(dn * n, 1) / HS  # 4, second term
-        dx = rstd[:, None] * (dn - n * along_n[:, None])  # 4
-        store(dqkv_p + offs, tl.where((h < QK)[:, None], dx, dy), mask, False)  # 5
+        acc_dqw += tl.sum(tl.where(is_q, dy * n, 0), 0)  # derivation step 1
+        acc_dkw += tl.sum(tl.where(is_q, 0, dy * n), 0)  # 1
+        dn = dy * weights_of(h, qw_p, kw_p, cols, H, QK, HS)  # 2
+        along_n = tl.sum(dn * n, 1) / HS  # 7, second term
+        dx = rstd[:, None] * (dn - n * along_n[:, None])  # 7
+        store(dqkv_p + offs, tl.where((h < QK)[:, None], dx, dy), mask, False)  # 9
     part_p += tl.program_id(0) * 2 * HS + cols
     tl.store(part_p, acc_dqw, mask=cols < HS)
     tl.store(part_p + HS, acc_dkw, mask=cols < HS)

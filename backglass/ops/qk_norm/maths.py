@@ -13,15 +13,20 @@ Backward, from dout:
     dqw = Σ over positions and heads of q of dout ⊙ n                dkw = the same over heads of k
 
 Derivation
-     1  a head is a row of an rmsnorm of HS numbers, whose derivation holds, step by step.
-     2  its step 1, but q's rows share one w and k's another: two sums,
+     1  out_i = n_i·w_i; all heads of q share one w, all heads of k another: two sums,
                                                         dqw = Σ_q dout ⊙ n,   dkw = Σ_k dout ⊙ n
-     3  its step 2:                                     dn = dout ⊙ w
-     4  its step 11:                                    dx = r·(dn − n·mean(dn ⊙ n))
-     5  v passes unchanged:                             dv = dout
-     6  why: n has length √HS whatever x was, so |q·k|/√HS ≤ √HS·max|qw ⊙ kw|. Attention cannot
+     2  the same for n, whose factor is w:              dn = dout ⊙ w
+     3  a head is a row of an rmsnorm of HS numbers. n_i = x_i·r, and r moves with every x_j:
+                                                        ∂n_i/∂x_j = r·δ_ij + x_i·∂r/∂x_j
+     4  r = (s + ε)^(−1/2) with s = mean(x²):           ∂r/∂x_j = −½·r³·(2/HS)·x_j
+     5  with x_j = n_j/r:                               ∂r/∂x_j = −r²·n_j/HS
+     6  5 in 3, with x_i = n_i/r:                       ∂n_i/∂x_j = r·(δ_ij − n_i·n_j/HS)
+     7  the chain rule over 6, term by term:            dx = r·(dn − n·mean(dn ⊙ n))
+     8  heads do not see each other, so nothing else is added.
+     9  v passes unchanged:                             dv = dout
+    10  why: n has length √HS whatever x was, so |q·k|/√HS ≤ √HS·max|qw ⊙ kw|. Attention cannot
         saturate because a projection has grown.
-     7  it comes before the rotation, which changes no length: w could not be moved past it, as it
+    11  it comes before the rotation, which changes no length: w could not be moved past it, as it
         scales the two numbers of a pair differently.
 
 Saved: rstd (that is r), one number for each head of q and k.
@@ -68,12 +73,12 @@ def weights(qw, kw, QK, KV):
 
 def d_qk_norm(dout, qkv, qw, kw, rstd, *, QK, H):
     KV = H - QK
-    dqkv = dout.copy()  # 5
+    dqkv = dout.copy()  # 9
     n = qkv[:, :, :QK] * rstd[..., None]  # (B, T, QK, HS)
     dy = dout[:, :, :QK]
     dw = (dy * n).sum((0, 1))  # (QK, HS)
-    dqw, dkw = dw[:-KV].sum(0), dw[-KV:].sum(0)  # 2
-    dn = dy * weights(qw, kw, QK, KV)  # 3
-    along_n = n * (dn * n).mean(-1, keepdims=True)  # 4, second term
-    dqkv[:, :, :QK] = rstd[..., None] * (dn - along_n)  # 4
+    dqw, dkw = dw[:-KV].sum(0), dw[-KV:].sum(0)  # 1
+    dn = dy * weights(qw, kw, QK, KV)  # 2
+    along_n = n * (dn * n).mean(-1, keepdims=True)  # 7, second term
+    dqkv[:, :, :QK] = rstd[..., None] * (dn - along_n)  # 7
     return dqkv, dqw, dkw
