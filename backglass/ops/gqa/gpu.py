@@ -216,7 +216,7 @@ def d_tile(
     dp = tl.dot(v, dy.T, input_precision=PRECISION)  # 2
     acc_dv = tl.dot(p.to(dy.dtype), dy, acc_dv, input_precision=PRECISION)  # 4
     ds = (p * (dp - d[None, :])).to(q.dtype)  # 2
-    dq = tl.load(dq_p, mask=WINDOWED or again, other=0)  # (BLOCK_M, BLOCK_D)
+    dq = tl.load(dq_p, mask=again, other=0)  # (BLOCK_M, BLOCK_D)
     dq += tl.dot(ds.T, k, input_precision=PRECISION) * scale  # 3
     acc_dk = tl.dot(ds, q, acc_dk, input_precision=PRECISION)  # 5
     # Whether no later column has a part in these rows.

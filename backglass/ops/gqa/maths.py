@@ -49,16 +49,16 @@ SPEC = OpSpec(
     },
     cases=(
         dict(B=1, T=1, NH=1, H=3, HS=1),
-        dict(B=2, T=7, NH=7, H=9, HS=5),
+        dict(B=1, T=7, NH=7, H=9, HS=5),
         dict(B=2, T=9, NH=4, H=8, HS=3, window=4),
         dict(B=1, T=130, NH=4, H=8, HS=24, window=1),
-        dict(B=1, T=200, NH=7, H=9, HS=16, window=70),
+        dict(B=1, T=137, NH=7, H=9, HS=16, window=70),
         dict(B=1, T=150, NH=2, H=6, HS=64, window=64),
         # of the GPU's backward: more heads than programs; heads shared by programs, in turns;
         # the tiles for large heads
-        dict(B=14, T=3, NH=10, H=14, HS=4),
+        dict(B=19, T=3, NH=7, H=9, HS=4),
         dict(B=1, T=389, NH=2, H=4, HS=16, window=100),
-        dict(B=1, T=256, NH=4, H=8, HS=64),
+        dict(B=1, T=256, NH=2, H=4, HS=64),
         dict(B=1, T=70, NH=2, H=4, HS=96, window=33),
     ),
     example=dict(B=1, T=3, NH=2, H=4, HS=2, window=2),
