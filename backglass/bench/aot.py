@@ -64,10 +64,11 @@ def gpt2_calls(device: Aot, B: int, T: int, dtype: str) -> Iterator[Call]:
 
 
 def distinct(names: list[str], found: Iterable[Call]) -> Iterator[Call]:
-    """Calls of the named ops, each op and shape once."""
+    """Calls of the named ops, each op, shape and attrs once."""
     seen = set()
     for c in found:
-        key = (c.op, c.add, tuple(v and v.shape for v in (*c.outs, *c.ins)))
+        shapes = tuple(v and v.shape for v in (*c.outs, *c.ins))
+        key = (c.op, c.add, shapes, tuple(c.attrs.items()))
         if key not in seen and (not names or c.op in names or c.signature.op in names):
             seen.add(key)
             yield c

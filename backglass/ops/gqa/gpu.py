@@ -172,8 +172,8 @@ def d_gqa_kernel(
                     HS, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION, ONE_GROUP, TMA, WINDOWED,
                 )  # fmt: skip
             dkv_heads, dk = dk_head + 2 * NH, dk_head + h
-            store_rows(dkv_p, acc_dk * scale, b, first, T, dk, dkv_heads, HS, False)  # 5
-            store_rows(dkv_p, acc_dv, b, first, T, dk + NH, dkv_heads, HS, False)  # 4
+            store_rows(dkv_p, acc_dk * scale, b, first, T, dk, dkv_heads, HS, False)  # 6
+            store_rows(dkv_p, acc_dv, b, first, T, dk + NH, dkv_heads, HS, False)  # 5
             tl.debug_barrier()  # the next column reads what other threads wrote to dq
 
 
@@ -210,15 +210,15 @@ def d_tile(
     diagonal = m < first + BLOCK_N
     keys = first + tl.arange(0, BLOCK_N)[:, None]
     if WINDOWED:
-        p = tl.where(seen(keys, rows[None, :], window, True), p, 0)  # 7
+        p = tl.where(seen(keys, rows[None, :], window, True), p, 0)  # 8
     elif diagonal:
         p = tl.where(keys <= rows[None, :], p, 0)
-    dp = tl.dot(v, dy.T, input_precision=PRECISION)  # 2
-    acc_dv = tl.dot(p.to(dy.dtype), dy, acc_dv, input_precision=PRECISION)  # 4
+    dp = tl.dot(v, dy.T, input_precision=PRECISION)  # 1
+    acc_dv = tl.dot(p.to(dy.dtype), dy, acc_dv, input_precision=PRECISION)  # 5
     ds = (p * (dp - d[None, :])).to(q.dtype)  # 2
-    dq = tl.load(dq_p, mask=WINDOWED or again, other=0)  # (BLOCK_M, BLOCK_D)
-    dq += tl.dot(ds.T, k, input_precision=PRECISION) * scale  # 3
-    acc_dk = tl.dot(ds, q, acc_dk, input_precision=PRECISION)  # 5
+    dq = tl.load(dq_p, mask=again, other=0)  # (BLOCK_M, BLOCK_D)
+    dq += tl.dot(ds.T, k, input_precision=PRECISION) * scale  # 4
+    acc_dk = tl.dot(ds, q, acc_dk, input_precision=PRECISION)  # 6
     # Whether no later column has a part in these rows.
     complete = diagonal if BLOCK_M <= BLOCK_N else tl.minimum(m + BLOCK_M, T) <= first + BLOCK_N
     if ONE_GROUP and complete:

@@ -13,19 +13,20 @@ Backward, from dy, with D[t] = Σ_i dy[t,i]·y[t,i]:
     dk_g = Σ_h dSᵀ·q/√HS   dv_g = Σ_h Pᵀ·dy            h: the query heads of g
 
 Derivation
-     1  for one query head this is attention, and step 8 there gives D without a row of P:
+     1  y = P·v_g for each query head:                  dP = dy·v_gᵀ
+     2  P = softmax(S), the rule of causal_softmax:     dS = P ⊙ (dP − Σ_s dP[s]·P[s])
+     3  step 8 of attention gives the sum without a row of P:
                                                         D[t] = Σ_i dy[t,i]·y[t,i]
-     2  its steps 1 and 2:                              dP = dy·vᵀ,   dS = P ⊙ (dP − D)
-     3  and 3, q being this head's own:                 dq = dS·k/√HS
-     4  v_g enters NH/KV products y = P·v_g; the chain rule adds up what they send back:
+     4  S = q·k_gᵀ/√HS, and q is this head's own:       dq = dS·k_g/√HS
+     5  v_g enters NH/KV products P·v_g; the chain rule adds up what each sends back:
                                                         dv_g = Σ_h Pᵀ·dy
-     5  likewise k_g in the scores of these heads:      dk_g = Σ_h dSᵀ·q/√HS
-     6  the sums of 4 and 5 are taken head by head, in order: same bits on every run.
-     7  outside the window S = −∞, so P = 0 there, and with it every term of 2 to 5: the gradient
+     6  likewise k_g in the scores of these heads:      dk_g = Σ_h dSᵀ·q/√HS
+     7  the sums of 5 and 6 are taken head by head, in order: same bits on every run.
+     8  outside the window S = −∞, so P = 0 there, and with it every term of 2 to 6: the gradient
         has the forward's mask.
-     8  a block of keys that no query of a block sees is skipped, in both directions: time grows
+     9  a block of keys that no query of a block sees is skipped, in both directions: time grows
         with T·window, not with T².
-     9  KV = NH is attention itself, KV = 1 multi-query attention. What is saved is the cache of a
+    10  KV = NH is attention itself, KV = 1 multi-query attention. What is saved is the cache of a
         generation: 2·KV·HS numbers a position in place of 2·NH·HS.
 
 Saved: y (it exists anyway) and lse.
@@ -49,16 +50,16 @@ SPEC = OpSpec(
     },
     cases=(
         dict(B=1, T=1, NH=1, H=3, HS=1),
-        dict(B=2, T=7, NH=7, H=9, HS=5),
+        dict(B=1, T=7, NH=7, H=9, HS=5),
         dict(B=2, T=9, NH=4, H=8, HS=3, window=4),
         dict(B=1, T=130, NH=4, H=8, HS=24, window=1),
-        dict(B=1, T=200, NH=7, H=9, HS=16, window=70),
+        dict(B=1, T=137, NH=7, H=9, HS=16, window=70),
         dict(B=1, T=150, NH=2, H=6, HS=64, window=64),
         # of the GPU's backward: more heads than programs; heads shared by programs, in turns;
         # the tiles for large heads
-        dict(B=14, T=3, NH=10, H=14, HS=4),
+        dict(B=19, T=3, NH=7, H=9, HS=4),
         dict(B=1, T=389, NH=2, H=4, HS=16, window=100),
-        dict(B=1, T=256, NH=4, H=8, HS=64),
+        dict(B=1, T=256, NH=2, H=4, HS=64),
         dict(B=1, T=70, NH=2, H=4, HS=96, window=33),
     ),
     example=dict(B=1, T=3, NH=2, H=4, HS=2, window=2),
@@ -109,15 +110,15 @@ def gqa(qkv, *, window, NH):
 
 def d_gqa(dy, qkv, y, lse, *, window, NH):
     q, k, v = split_groups(qkv, NH)
-    KV = k.shape[1]
+    KV, HS = k.shape[1], k.shape[-1]
     dy, y, lse = (by_group(x, KV) for x in (dy.swapaxes(1, 2), y.swapaxes(1, 2), lse))
-    P = np.exp(seen_scores(q, k, window) - lse[..., None])  # 7
-    dP = dy @ v.swapaxes(-1, -2)  # 2
-    D = (dy * y).sum(-1, keepdims=True)  # 1
-    dS = P * (dP - D) / math.sqrt(q.shape[-1])  # 2
+    P = np.exp(seen_scores(q, k, window) - lse[..., None])  # 8
+    dP = dy @ v.swapaxes(-1, -2)  # 1
+    D = (dy * y).sum(-1, keepdims=True)  # 3
+    dS = P * (dP - D)  # 2
     dqkv = np.empty_like(qkv)
     dq, dk, dv = split_groups(dqkv, NH)
-    dq[...] = dS @ k  # 3
-    dk[...] = (dS.swapaxes(-1, -2) @ q).sum(2, keepdims=True)  # 5
-    dv[...] = (P.swapaxes(-1, -2) @ dy).sum(2, keepdims=True)  # 4
+    dq[...] = dS @ k / math.sqrt(HS)  # 4
+    dk[...] = (dS.swapaxes(-1, -2) @ q).sum(2, keepdims=True) / math.sqrt(HS)  # 6
+    dv[...] = (P.swapaxes(-1, -2) @ dy).sum(2, keepdims=True)  # 5
     return (dqkv,)
