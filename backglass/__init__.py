@@ -4,6 +4,7 @@ import backglass as bg
 bg.check("layernorm")                           prove an op's gradient
 bg.record(bg.presets.tiny())                    the training step as a program
 run = bg.train(bg.presets.tiny(steps=200))      train
+bg.studio("runs/a")                             look at recorded steps, in a notebook
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backglass.checks import Result
+    from backglass.notebook import Inline
     from backglass.program.record import Program
     from backglass.training.loop import Trainer
     from backglass.training.settings import Settings
@@ -47,6 +49,19 @@ def record(settings: Settings) -> Program:
     c = settings.model_config(settings.vocab_size or 256)
     model, s = models.of(c), settings
     return record_micro(model, c, s.batch_size, s.seq_len, s.dtype).validate()
+
+
+def studio(path: str | Path, notebook: str | None = None, height: int = 760) -> Inline:
+    """The studio of a run, a folder of runs or a recording, shown below a notebook's cell.
+
+    notebook: the notebook's origin, http://localhost:8888, where it cannot be told; height: of the
+    frame, in pixels.  .stop() ends it, .url opens it elsewhere.  Raises UserError for wrong use.
+    """
+    from pathlib import Path
+
+    from backglass.notebook import Inline
+
+    return Inline(Path(path), notebook, height)
 
 
 def load(path: str | Path, device: str = "cpu", dtype: str = "fp32") -> Any:

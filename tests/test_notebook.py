@@ -1,103 +1,152 @@
-"""The notebook for a free GPU runs, on the CPU and small: its Python in here, its `!` lines through
-the command line.  Jupyter is not needed."""
+"""The studio in a notebook: the example's cells, and who may frame the page."""
 
+import ast
+import contextlib
+import http.server
 import json
 import re
-import shlex
-import tomllib
+import sys
+import threading
+import types
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
+from studio_browser import chromium, record
 
-from backglass import cli
+import backglass as bg
+from backglass import notebook
+from backglass.errors import UserError
 
-ROOT = Path(__file__).parent.parent
-NOTEBOOK = json.loads((ROOT / "examples" / "colab.ipynb").read_text(encoding="utf-8"))
-# What the notebook says -> what is run here
-SMALLER = {
-    'DEVICE, STEPS, OUT = "cuda", 800,': 'DEVICE, STEPS, OUT = "cpu", 3,',
-    "--layers 4 --heads 4 --channels 256 --seq-len 256 --batch-size 32":
-        "--layers 1 --heads 2 --channels 16 --seq-len 32 --batch-size 2 --val-batches 1",
-}  # fmt: skip
+EXAMPLE = Path(__file__).parent.parent / "examples" / "studio.ipynb"
 
 
-def code_cells() -> list[str]:
-    return ["".join(c["source"]) for c in NOTEBOOK["cells"] if c["cell_type"] == "code"]
+def run_cells(path, space):
+    """Execute the code cells one after the other; what the last one's last expression is."""
+    value = None
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            *lines, last = ast.parse("".join(cell["source"])).body
+            exec(compile(ast.Module(lines, []), "cell", "exec"), space)
+            value = eval(compile(ast.Expression(last.value), "cell", "eval"), space)
+    return value
 
 
-def cell_with(words: str) -> str:
-    (found,) = [cell for cell in code_cells() if words in cell]
-    return found
+def test_the_example_notebook_ends_with_a_studio_of_its_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = run_cells(EXAMPLE, {})
+    with contextlib.closing(Closing(shown)):
+        address, token = shown.url.split("#token=")
+        request = urllib.request.Request(address + "api/runs", headers={"X-Backglass-Token": token})
+        (run,) = json.load(urllib.request.urlopen(request))
+        assert [r["step"] for r in run["recordings"]] == [6]
+        assert token not in repr(shown) and shown.url in shown._repr_html_()
 
 
-def execute(cell: str, names: dict) -> None:
-    """A cell as IPython runs it: `!` lines are commands, in which {NAME} is a variable."""
-    python: list[str] = []
-    for line in [*cell.splitlines(), "!"]:
-        if not line.startswith("!"):
-            python.append(line)
-            continue
-        exec("\n".join(python), names)
-        python = []
-        words = shlex.split(re.sub(r"\{(\w+)\}", lambda m: str(names[m[1]]), line[1:]))
-        if words[:1] == ["backglass"]:
-            code = cli.main(words[1:])
-            assert code == 0 or words[1] == "doctor", line
+class Closing:
+    def __init__(self, shown):
+        self.close = shown.stop
 
 
-def test_the_notebook_is_valid_and_keeps_no_outputs():
-    assert NOTEBOOK["nbformat"] == 4 and NOTEBOOK["nbformat_minor"] >= 5
-    assert len({c["id"] for c in NOTEBOOK["cells"]}) == len(NOTEBOOK["cells"])
-    for cell in NOTEBOOK["cells"]:
-        assert cell["cell_type"] in ("markdown", "code")
-        assert cell.get("outputs", []) == [] and cell.get("execution_count") is None
+@pytest.fixture
+def folder(tmp_path):
+    record(tmp_path / "a" / "trace" / "step-00000001", level=1)
+    return tmp_path
 
 
-def test_the_notebook_installs_an_extra_that_exists():
-    extra = re.search(r'pip install -q "backglass\[(\w+)\] @ git\+\{REPOSITORY\}"', code_cells()[0])
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert extra and extra[1] in project["optional-dependencies"]
+def policy(shown):
+    """Of the page, its frame-ancestors."""
+    answer = urllib.request.urlopen(shown.url.partition("#")[0])
+    return re.search(r"frame-ancestors ([^;]*)", answer.headers["content-security-policy"])[1]
 
 
-@pytest.fixture(scope="module")
-def names(tmp_path_factory):
-    """What the cells have defined, all of them having run, in a folder of their own."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("notebook"))
-        found: dict = {}
-        text = "\0".join(code_cells())
-        for theirs, ours in SMALLER.items():
-            assert text.count(theirs) == 1, theirs
-            text = text.replace(theirs, ours)
-        for cell in text.split("\0"):
-            execute(cell, found)
-        found["folder"] = Path.cwd()
-        found["curve"] = Path("curve.png").read_bytes()
-        found["log"] = Path(found["OUT"], "log.jsonl").read_text(encoding="utf-8")
-    return found
+def test_only_the_notebook_server_of_the_kernel_may_frame_the_page(folder, monkeypatch, tmp_path):
+    paths = types.ModuleType("jupyter_core.paths")  # which a notebook's kernel has
+    (tmp_path / "jpserver-4711.json").write_text(json.dumps({"port": 8890, "secure": False}))
+    paths.jupyter_runtime_dir = lambda: str(tmp_path)
+    monkeypatch.setitem(sys.modules, "jupyter_core", types.ModuleType("jupyter_core"))
+    monkeypatch.setitem(sys.modules, "jupyter_core.paths", paths)
+    monkeypatch.setenv("JPY_PARENT_PID", "4711")
+    with contextlib.closing(Closing(shown := bg.studio(folder))):
+        assert policy(shown) == "http://localhost:8890 http://127.0.0.1:8890 http://[::1]:8890"
 
 
-def test_the_notebook_trains_to_a_loss(names):
-    steps = [e for e in map(json.loads, names["log"].splitlines()) if e["event"] == "step"]
-    assert len(steps) == names["STEPS"] and 0 < steps[-1]["loss"] < 6
+def test_without_a_known_notebook_nobody_may_and_a_link_is_shown(folder, monkeypatch):
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    with contextlib.closing(Closing(shown := bg.studio(folder))):
+        assert policy(shown) == "'none'"
+        assert "<iframe" not in shown._repr_html_() and shown.url in shown._repr_html_()
 
 
-def test_the_notebook_draws_a_curve(names):
-    assert names["curve"].startswith(b"\x89PNG") and len(names["plt"].gcf().axes) == 1
+@pytest.mark.parametrize("origin", [
+    "*", "http://*", "localhost:8888", "http://a b", "http://a;script-src *", "http://a/path",
+    "http://a\r\nx: y", "javascript:alert(1)", "'self'",
+])  # fmt: skip
+def test_what_is_no_origin_is_refused(folder, origin):
+    with pytest.raises(UserError, match="is no origin"):
+        bg.studio(folder, notebook=origin)
 
 
-def test_the_notebook_checks_a_gradient_that_is_not_zero(names):
-    assert names["backward"] != 0
+FRAME = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "iframe", "Sec-Fetch-Mode": "navigate"}
 
 
-def test_the_check_of_a_gradient_fails_for_a_wrong_one(names):
-    wrong = cell_with("difference").replace(
-        "difference = ", "backward = backward * 1.001\ndifference = "
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(names["folder"])
-        with pytest.raises(AssertionError):
-            execute(wrong, dict(names))
+@pytest.mark.parametrize(("path", "changes", "status"), [
+    ("", {}, 200),
+    ("", {"Sec-Fetch-Dest": "script"}, 403),
+    ("", {"Sec-Fetch-Mode": "no-cors"}, 403),
+    ("", {"Origin": "http://localhost:8888"}, 403),
+    ("", {"Host": "evil.com"}, 403),
+    ("api/runs", {}, 403),
+    ("assets/x.js", {}, 403),
+])  # fmt: skip
+def test_a_frame_brings_the_page_and_nothing_else(folder, path, changes, status):
+    with contextlib.closing(Closing(shown := bg.studio(folder, notebook="http://localhost:8888"))):
+        address, token = shown.url.split("#token=")
+        headers = {"X-Backglass-Token": token} | FRAME | changes
+        request = urllib.request.Request(address + path, headers=headers)
+        try:
+            found = urllib.request.urlopen(request).status
+        except urllib.error.HTTPError as error:
+            found = error.code
+        assert found == status
+
+
+@contextlib.contextmanager
+def page_with(body):
+    """A page of another origin."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+            self.wfile.write(body().encode())
+
+        def log_message(self, *words):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://localhost:{served.server_port}"
+        served.shutdown()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_browser_shows_the_frame_in_the_named_notebook_only(folder, named):
+    shown = []
+    with chromium() as browser, page_with(lambda: shown[0]._repr_html_()) as origin:
+        shown.append(bg.studio(folder, notebook=origin if named else "http://localhost:1"))
+        with contextlib.closing(Closing(shown[0])), contextlib.closing(browser.new_page()) as page:
+            page.goto(origin)
+            card = page.frame_locator("iframe").locator(".card[data-shown='0']")
+            if named:
+                card.wait_for(timeout=10_000)
+            else:
+                page.wait_for_timeout(1500)
+                assert card.count() == 0
+
+
+def test_a_path_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no such run"):
+        notebook.Inline(tmp_path / "nothing", None, 700)

@@ -292,9 +292,9 @@ def test_tiles_of_level_0_are_the_numbers(copied):
     x = np.random.default_rng(3).standard_normal((523, 301), dtype=np.float32)
     number = plant(recording, x)
     rows = []
-    for i in range(3):
+    for i in range(5):
         path = f"/versions/{number}/tile?level=0&i={i}&j={{}}"
-        row = [octets(client.ask(address(recording, path.format(j)))) for j in range(2)]
+        row = [octets(client.ask(address(recording, path.format(j)))) for j in range(3)]
         rows.append(np.concatenate(row, 2))
     assert np.array_equal(np.concatenate(rows, 1)[0], x)
 
@@ -307,14 +307,42 @@ def test_tiles_above_level_0_are_blocks_of_the_numbers(copied, shape):
     number, matrix = plant(recording, x), x.reshape(-1, shape[-1])
     for level in range(1, top(*matrix.shape) + 1):
         wanted = pixels(matrix, level)
-        for i in range(-(-wanted.shape[1] // 256)):
-            for j in range(-(-wanted.shape[2] // 256)):
+        for i in range(-(-wanted.shape[1] // 128)):
+            for j in range(-(-wanted.shape[2] // 128)):
                 path = f"/versions/{number}/tile?level={level}&i={i}&j={j}"
                 found = octets(client.ask(address(recording, path)))
-                part = wanted[:, i * 256 : (i + 1) * 256, j * 256 : (j + 1) * 256]
+                part = wanted[:, i * 128 : (i + 1) * 128, j * 128 : (j + 1) * 128]
                 assert np.array_equal(found[[0, 1, 3]], part[[0, 1, 3]])
                 gap = np.abs(found[2] - part[2])
                 assert (gap <= np.spacing(np.abs(part[2]))).all()  # sums in another order
+
+
+@pytest.mark.parametrize("level", [0, 2])
+@pytest.mark.parametrize("plane", ["min", "max", "mean"])
+def test_shades_are_the_numbers_of_the_plane_within_half_a_shade(copied, level, plane):
+    recording, client = copied
+    x = np.random.default_rng(5).standard_normal((300, 200), dtype=np.float32)
+    x[40, 50:53] = np.nan, np.inf, -np.inf
+    largest = np.abs(x[np.isfinite(x)]).max()
+    number = plant(recording, x)
+    with index(recording) as db:
+        db.execute("update versions set min = ? where id = ?", (float(-largest), number))
+    path = f"/versions/{number}/tile?level={level}&i=0&j=0&plane={plane}"
+    body = client.ask(address(recording, path)).body
+    planes = pixels(x, level)[:, :128, :128]
+    wanted, bad = planes[("min", "max", "mean").index(plane)], planes[3] > 0
+    assert np.frombuffer(body[:12], "<u4").tolist() == [0, *wanted.shape]
+    assert np.frombuffer(body[12:16], "<f4") == largest
+    shade = np.frombuffer(body[16:], np.int8).reshape(wanted.shape).astype(np.float64)
+    assert ((shade == -128) == bad).all() and bad.any()
+    root = np.sign(wanted) * np.sqrt(np.abs(wanted) / largest)
+    assert np.abs(shade / 127 - root)[~bad].max() <= 0.5 / 127 + 1e-6
+
+
+def test_shades_of_no_known_plane_are_refused(client, recording):
+    (number,) = select(recording, "select id from versions where tensor = 'h0.ln1'")[0]
+    answer = client.ask(address(recording, f"/versions/{number}/tile?level=0&i=0&j=0&plane=std"))
+    assert answer.status == 400 and "min, max, mean" in answer.json["error"]
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
@@ -334,7 +362,7 @@ def test_tiles_of_a_constant_tensor_need_no_file(client, recording):
     sql = "select id, min, shape from versions where number = 0 and tensor = 'dwte'"
     ((number, value, shape),) = select(recording, sql)
     found = octets(client.ask(address(recording, f"/versions/{number}/tile?level=0&i=0&j=0")))
-    assert np.array_equal(found[0], np.full(json.loads(shape), value, np.float32))
+    assert np.array_equal(found[0], np.full(json.loads(shape), value, np.float32)[:128, :128])
 
 
 @pytest.mark.parametrize("query", ["level=9&i=0&j=0", "level=0&i=1&j=0", "level=0&i=0&j=7"])

@@ -64,11 +64,11 @@ def copied(recording, tmp_path):
 def routes(client, recording):
     """(method, an address) of every route that the app has."""
     (number,) = select(recording, "select id from versions where tensor = 'h0.qkv'")[0]
-    query = "?level=0&i=0&j=0&row=0&column=0&height=1&width=1&number=1"
+    query = "?level=0&i=0&j=0&row=0&column=0&height=1&width=1&number=1&run=0&batch=0"
     values = {
         "{r}": address(recording).rpartition("/")[2], "{k}": "3", "{v}": str(number),
         "{name}": "page-1a2b.js", "{name:path}": "models/gpt2.py", "{op}": "matmul",
-        "{tensor:path}": "h0.qkv", "{other}": address(recording).rpartition("/")[2],
+        "{map}": "att", "{tensor:path}": "h0.qkv", "{other}": address(recording).rpartition("/")[2],
     }  # fmt: skip
     found = []
     for route in client.guarded.app.routes:
@@ -125,9 +125,10 @@ def test_each_name_of_this_machine_is_admitted(client, host):
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
 def test_no_other_method_is_answered(client, recording, method):
-    for path in {path for _, path in routes(client, recording)}:
-        allowed = method == "POST" and any(end in path for end in POSTED)
-        assert allowed or client.ask(path, method).status == 405, path
+    answered = routes(client, recording)
+    for path in {path for _, path in answered}:
+        if (method, path) not in answered:
+            assert client.ask(path, method).status == 405, path
 
 
 @pytest.mark.parametrize("path", ["/", "/api/runs", "/nothing", "/api/recordings/x", "/assets/x"])
@@ -165,14 +166,18 @@ def test_a_websocket_is_refused(client):
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
-def test_read_only_refuses_verifying_and_nothing_else(recording, tmp_path):
+def test_read_only_refuses_what_computes_and_nothing_else(recording, tmp_path):
     with serving(recording, tmp_path, read_only=True) as client:
         for method, path in routes(client, recording):
             assert client.ask(path, method).status == (403 if method == "POST" else 200), path
 
 
-def test_verifying_twice_at_once_is_refused(client, recording):
-    path = address(recording, "/verify")
+@pytest.mark.parametrize(
+    "job",
+    ["/verify", "/bench/model", *(f"/events/3/bench/{w}" for w in ("maths", "kernel", "steps"))],
+)
+def test_a_second_job_at_once_is_refused(client, recording, job):
+    path = address(recording, job)
     lock = client.guarded.app.state.studio.busy
     assert lock.acquire(timeout=20)
     assert client.ask(path, "POST").status == 409
@@ -191,6 +196,7 @@ def test_ids_that_are_paths_or_no_numbers_find_nothing(client, recording, value)
     for path in (
         f"/api/recordings/{value}", f"/api/recordings/{value}/events/1",
         address(recording) + f"/events/{value}", address(recording) + f"/versions/{value}",
+        address(recording) + f"/events/{value}/bench",
         address(recording) + f"/source/{value}", address(recording) + f"/maths/{value}",
         f"/assets/{value}",
     ):  # fmt: skip
@@ -364,9 +370,11 @@ def test_a_recording_that_means_harm_gets_an_error_in_words(copied, client, reco
 def parts(numbers):
     """Of a recording's address, all that reads something of it."""
     yield ""
-    yield from (f"/events/{k}" for k in (0, 3, 60))
+    yield from (f"/events/{k}{rest}" for k in (0, 3, 60) for rest in ("", "/bench"))
+    yield "/bench/update?row=0&column=0"
     yield from (f"/source/{name}" for name in ("models/gpt2.py", "../../../../etc/passwd"))
     yield "/maths/matmul"
+    yield from ("/flow?run=0", "/attention/att?run=0&batch=0", "/attention/datt?run=1&batch=1")
     tiles = (f"/tile?level={level}&i=0&j=0" for level in (0, 3, 9))
     rests = ["", "/picture", "/histogram", *tiles, "/cells?row=0&column=0&height=2&width=2"]
     yield from (f"/versions/{number}{rest}" for number in numbers for rest in rests)
@@ -395,6 +403,32 @@ def test_a_checkpoint_elsewhere_is_not_opened(recording, tmp_path, named):
         assert client.ask(path).status == 200
         manifest(before=before | {"checkpoint": named})(full(run))
         assert client.ask(path).status == 404
+
+
+@pytest.mark.parametrize("harm", ["a pickle", "files elsewhere", "10^18 numbers", "no settings"])
+@pytest.mark.parametrize(
+    "what", ["/events/3/bench/maths", "/events/3/bench/kernel", "/bench/model"]
+)
+def test_checking_a_recording_that_means_harm_ends(copied, harm, what):
+    recording, client = copied
+    HARM[harm](recording)
+    answer = client.ask(address(recording, what), "POST")
+    last = json.loads(answer.body.splitlines()[-1])
+    assert "error" in last or last["rows"]
+
+
+def test_an_operand_that_is_named_many_times_takes_no_memory(copied):
+    recording, client = copied
+    (k,) = select(recording, "select k from events where op = 'global_norm'")[0]
+    with index(recording) as db:
+        db.execute("update versions set constant = 1, shape = '[60000000]' where tensor = 'dwpe'")
+        (v,) = db.execute("select max(id) from versions where tensor = 'dwpe'").fetchone()
+        row = (k, "in", 0, "dp", v, 0)
+        db.execute("begin")
+        db.executemany("insert into operands values (?, ?, ?, ?, ?, ?)", [row] * 4000)
+        db.execute("commit")
+    answer = client.ask(address(recording, f"/events/{k}/bench/kernel"), "POST")
+    assert "are computed with at once" in json.loads(answer.body.splitlines()[-1])["error"]
 
 
 @pytest.mark.parametrize("harm", ["a pickle", "files elsewhere", "10^18 numbers", "no settings"])

@@ -51,6 +51,7 @@ WRONG = [
     ("trace used/thesis.doc", 2, "there is no such run, recording or preset"),
     ("trace run --step 0", 2, "--step must be at least 1, got 0"),
     ("trace run --step x", 2, "expected a whole number, got 'x'"),
+    ("train tiny --trace-level 2", 2, "--trace-level must be 0, 1 or 3, got 2"),
     ("trace run --level 4", 2, "--level must be 0, 1, 2 or 3, got 4"),
     ("trace run --level 2", 2, "--level 2 and --tensors 'h0.*' go together"),
     ("trace run --tensors h0.*", 2, "--level 2 and --tensors 'h0.*' go together"),
@@ -139,7 +140,7 @@ def test_numbers_that_are_not_finite_stand_out(run):
 
 
 def test_what_was_recorded_as_json(run):
-    code, text = run("trace", "run", "--step", "2", "--level", "0", "--json")
+    code, text = run("trace", "run", "--step", "2", "--level", "1", "--json")
     found = json.loads(text)
     with Trace("rec") as trace:
         assert code == 0 and found["events"] == trace.count and found["left_out"] == 0

@@ -97,8 +97,8 @@ def _check(
 ) -> list[Result]:  # fmt: skip
     values = {**sample.values, **{o.name: None for o in sig.ins if o.optional and absent}}
     truth = call_maths(sig, sample, values)
-    naive = _naive(sig, sample, values, dtype)
-    ulps = _ulps(sig, sample, values, dtype, naive)
+    naive = naive_maths(sig, sample, values, dtype)
+    ulps = ulps_of(sig, sample, values, dtype, naive)
     start = _starting_values(sig, sample, values, dtype, adds, absent)
     notes = [f"+{o.name}" for o, add in zip(sig.outs, adds, strict=True) if add]
     notes += ["without optional"] * absent + ([f"{alias[0]} over {alias[1]}"] if alias else [])
@@ -108,22 +108,18 @@ def _check(
         return Result("kernel", sig.op, f"{sig.call}.{what}", case, error, bound, why)
 
     try:
-        first, broken = _execute(sig, sample, values, device, dtype, start, adds, alias)
+        first, broken = execute_call(sig, sample, values, device, dtype, start, adds, alias)
     except OutOfBounds as error:
         return [result("memory", np.inf, 0, str(error))]
-    again, _ = _execute(sig, sample, values, device, dtype, start, adds, alias)
+    again, _ = execute_call(sig, sample, values, device, dtype, start, adds, alias)
     results = []
     for k, o in enumerate(sig.outs):
         if first[k] is None:
             continue
         base = start[k].astype(np.float64) if adds[k] else 0.0
-        want, stored = truth[k] + base, DTYPES[held(o, dtype)]
-        size = rms(want)
-        naive_error = rms((naive[k] + base).astype(stored).astype(np.float64) - want)
-        allowed = max(2 * naive_error, 4 * ulps[k] * size) / max(size, 1e-300)
-        error = rms(first[k].astype(np.float64) - want) / max(size, 1e-300)
-        error = 0.0 if size == 0 and not first[k].any() else error
-        results.append(result(o.name, error, allowed))
+        stored = held(o, dtype)
+        error, bound = judged(first[k], truth[k] + base, naive[k] + base, stored, ulps[k])
+        results.append(result(o.name, error, bound))
         if first[k].tobytes() != again[k].tobytes():
             results.append(result(o.name, np.inf, 0, "two runs differ"))
     if broken:
@@ -131,7 +127,18 @@ def _check(
     return results
 
 
-def _naive(sig: Signature, sample: Sample, values: dict, dtype: str) -> tuple:
+def judged(
+    found: np.ndarray, want: np.ndarray, naive: np.ndarray, stored: str, ulp: float
+) -> tuple[float, float]:
+    """(error, bound) of an output that a kernel has stored, as fractions of the true one's size."""
+    size = rms(want)
+    naive_error = rms(naive.astype(DTYPES[stored]).astype(np.float64) - want)
+    bound = max(2 * naive_error, 4 * ulp * size) / max(size, 1e-300)
+    error = rms(found.astype(np.float64) - want) / max(size, 1e-300)
+    return 0.0 if size == 0 and not found.any() else error, bound
+
+
+def naive_maths(sig: Signature, sample: Sample, values: dict, dtype: str) -> tuple:
     """The maths in float32; what a composition stores on the way is rounded there too, and in TF32
     every operand of a product."""
     computing = DTYPES[wide(dtype)]
@@ -147,11 +154,11 @@ def _naive(sig: Signature, sample: Sample, values: dict, dtype: str) -> tuple:
     return tuple(np.asarray(x) for x in made)
 
 
-def _ulps(sig: Signature, sample: Sample, values: dict, dtype: str, naive: tuple) -> list[float]:
+def ulps_of(sig: Signature, sample: Sample, values: dict, dtype: str, naive: tuple) -> list[float]:
     """Of each output's dtype; in TF32 fp32's, unless the output hangs on a product."""
     if dtype != "tf32":
         return [ULP[held(o, dtype)] for o in sig.outs]
-    exact = _naive(sig, sample, values, "fp32")
+    exact = naive_maths(sig, sample, values, "fp32")
     same = [np.array_equal(a, b, equal_nan=True) for a, b in zip(naive, exact, strict=True)]
     return [ULP["fp32" if s else "tf32"] for s in same]
 
@@ -176,7 +183,7 @@ def _starting_values(
     return start
 
 
-def _execute(
+def execute_call(
     sig: Signature, sample: Sample, values: dict, device: Device, dtype: str,
     start: list, adds: tuple[bool, ...], alias: tuple[str, str] | None,
 ) -> tuple[list, list[str]]:  # fmt: skip

@@ -8,6 +8,7 @@ eager         the same lines executed at once give the same bits
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +20,7 @@ from backglass.execute.eager import Eager
 from backglass.execute.memory import Memory
 from backglass.execute.run import Run
 from backglass.program.record import Program
-from backglass.program.step import declare, record_loss, record_micro, run_micro
+from backglass.program.step import Tensors, declare, record_loss, record_micro, run_micro
 from backglass.program.validate import mirror
 
 B, T = 2, 5
@@ -81,31 +82,61 @@ def directional(
     Run(program, device, memory)()
     loss_of = Run(record_loss(model, c, B, T, "fp64"), device, memory)
     loss, dloss = memory.array(t.io.loss), memory.array(t.io.dloss)
-    grads = {v.name: v.numpy() for v in t.dp}
-    rng = np.random.default_rng(7)
-    results = []
+
+    def total() -> float:
+        loss_of()
+        return float(np.sum(loss * dloss))
+
+    rng, results = np.random.default_rng(7), []
     for param in t.layout.params:
-        pairs = [
-            (p, grads[g.name])
-            for p, g in zip(t.p, t.dp, strict=True)
-            if p.name.split(".")[-1] == param.name
-        ]
-        starts = [p.numpy() for p, _ in pairs]
-        directions = [rng.standard_normal(p.shape) for p, _ in pairs]
-
-        def moved(eps: float, pairs=pairs, starts=starts, directions=directions) -> float:
-            for (p, _), start, u in zip(pairs, starts, directions, strict=True):
-                memory.array(p)[...] = start + eps * u
-            loss_of()
-            return float(np.sum(loss * dloss))
-
-        numeric = central_difference(moved, eps=2e-4)
-        moved(0.0)
-        exact = sum(float(np.sum(g * u)) for (_, g), u in zip(pairs, directions, strict=True))
-        size = np.sqrt(sum(np.sum(g * g) for _, g in pairs))
-        error = abs(numeric - exact) / max(size, 1e-12)
-        results.append(Result("directional", name, f"d{param.name}", case, float(error), LIMIT))
+        along = slope_along(memory, t, [param.name], total, rng)
+        results.append(Result("directional", name, f"d{param.name}", case, along.error, LIMIT))
     return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Along:
+    """The slope of the loss along a direction, by finite differences and by the gradient; norm: of
+    the gradient in these parameters."""
+
+    numeric: float
+    by_hand: float
+    norm: float
+
+    @property
+    def error(self) -> float:
+        return abs(self.numeric - self.by_hand) / max(self.norm, 1e-12)
+
+
+def slope_along(
+    memory: Memory, t: Tensors, names: list[str], total: Callable[[], float],
+    rng: np.random.Generator, eps: float = 2e-4, size: Callable[[np.ndarray], float] = lambda p: 1,
+) -> Along:  # fmt: skip
+    """Move the named parameters, in all layers together, along one random direction.
+
+    total: the loss of what memory holds, which also holds the gradient; size: of a direction's
+    entries in a tensor, given its values.  Afterwards the parameters are what they were.
+    """
+    pairs = [
+        (p, memory.array(g))
+        for p, g in zip(t.p, t.dp, strict=True)
+        if p.name.split(".")[-1] in names
+    ]
+    starts = [p.numpy() for p, _ in pairs]
+    directions = [size(x) * rng.standard_normal(x.shape) for x in starts]
+
+    def moved(by: float) -> float:
+        for (p, _), start, u in zip(pairs, starts, directions, strict=True):
+            memory.array(p)[...] = start + by * u
+        return total()
+
+    numeric = central_difference(moved, eps)
+    for (p, _), start in zip(pairs, starts, strict=True):
+        memory.array(p)[...] = start
+    by_hand = sum(float(np.sum(g * u)) for (_, g), u in zip(pairs, directions, strict=True))
+    entries = [size(x) for x in starts]
+    norm = np.sqrt(sum(np.sum(g * g) * n * n for (_, g), n in zip(pairs, entries, strict=True)))
+    return Along(float(numeric), by_hand, float(norm))
 
 
 def directional_whole(model: ModuleType, c: Any, program: Program, name: str) -> Result:

@@ -83,24 +83,31 @@ def backward(sample: Sample) -> dict[str, np.ndarray]:
 
 
 def directional_error(
-    sample: Sample, name: str, grad: np.ndarray, rng: np.random.Generator
+    sample: Sample, name: str, grad: np.ndarray, rng: np.random.Generator, size_of_u: float = 1.0
 ) -> float:
     """|⟨v, J·u⟩ − ⟨Jᵀ·v, u⟩| / (‖J·u‖·‖v‖), u a random direction of input `name` only."""
-    sig = sample.op.signatures[sample.op.name]
     x = sample.values[name]
     if grad.shape != x.shape:
         return np.inf
-    u = rng.standard_normal(x.shape)
+    u = size_of_u * rng.standard_normal(x.shape)
+    f, v = differentiated(sample)
+    Ju = central_difference(lambda eps: f({name: x + eps * u}))
+    size = np.linalg.norm(Ju) * np.linalg.norm(v)
+    return float(abs(v @ Ju - np.sum(grad * u)) / max(size, 1e-12))
+
+
+def differentiated(sample: Sample) -> tuple[Callable[[dict], np.ndarray], np.ndarray]:
+    """(f, v): the outputs that are differentiated as one vector, f(changed inputs), and theirs of
+    the sample's cotangents."""
+    sig = sample.op.signatures[sample.op.name]
     wanted = [i for i, o in enumerate(sig.outs) if not o.saved]
     v = np.concatenate([sample.values["d" + sig.outs[i].name].ravel() for i in wanted])
 
-    def f(eps: float) -> np.ndarray:
-        outs = call_maths(sig, sample, sample.values | {name: x + eps * u})
+    def f(changed: dict[str, np.ndarray]) -> np.ndarray:
+        outs = call_maths(sig, sample, sample.values | changed)
         return np.concatenate([outs[i].ravel() for i in wanted])
 
-    Ju = central_difference(f)
-    size = np.linalg.norm(Ju) * np.linalg.norm(v)
-    return float(abs(v @ Ju - np.sum(grad * u)) / max(size, 1e-12))
+    return f, v
 
 
 def central_difference(f: Callable[[float], np.ndarray], eps: float = 5e-4):

@@ -54,9 +54,11 @@ def inputs(op: Op, sig: Signature, spec: OpSpec, case: dict, rng: np.random.Gene
     return Sample(op, sizes, attrs, values)
 
 
-def with_backward(sample: Sample, rng: np.random.Generator) -> Sample:
-    """The sample plus the forward's outputs and random cotangents: everything any backward call
-    reads."""
+def with_backward(
+    sample: Sample, rng: np.random.Generator, given: dict[str, np.ndarray] | None = None
+) -> Sample:
+    """The sample plus the forward's outputs and cotangents, random where none is given: everything
+    any backward call reads."""
     op, sig = sample.op, sample.op.signatures[sample.op.name]
     values = dict(sample.values)
     made = call_maths(sig, sample, values)
@@ -64,7 +66,8 @@ def with_backward(sample: Sample, rng: np.random.Generator) -> Sample:
         if operand.name not in sig.updated:  # those start from what they were
             values[operand.name] = value
         if not operand.saved:
-            values["d" + operand.name] = rng.standard_normal(value.shape)
+            drawn = rng.standard_normal(value.shape)
+            values["d" + operand.name] = (given or {}).get("d" + operand.name, drawn)
     return Sample(op, sample.sizes, sample.attrs, values)
 
 

@@ -35,7 +35,8 @@ class TraceCommand:
 
     A recording has an event for every op call of forward, backward and update: what it read and
     made, statistics, pictures and hashes of every tensor, the tensors themselves if you want, and
-    the source of the kernels. It is the plain program, with attention spelled out.
+    the source of the kernels. It is the plain program, with attention spelled out; at level 0,
+    which keeps statistics only, the program as the run executes it.
 
     For example:
       backglass trace runs/a                       the step after the newest checkpoint
@@ -58,8 +59,8 @@ class TraceCommand:
     ] = None
     level: Annotated[
         Count,
-        opt("0: statistics, 1: pictures and histograms too, 2: some tensors, 3: all tensors", "0-3",
-            "(default: 1)"),
+        opt("0: statistics, of the program as the run executes it; 1: of the plain program, with "
+            "pictures and histograms; 2: some tensors too; 3: all tensors", "0-3", "(default: 1)"),
     ] = None  # fmt: skip
     tensors: Annotated[Text, opt("level 2: names or patterns, such as 'h0.*,dwte'", "A,B", "")] = (
         None
@@ -297,6 +298,10 @@ def own(m: dict) -> str:
         return ""
     o = m["own"]
     parts = ["flash attention"] * (o["attention"] == "flash") + ["fused ops"] * bool(o["fused"])
+    if m.get("program") == "own":
+        return (
+            f"\nit is the program as the run executes it, with {' and '.join(parts) or 'no change'}"
+        )
     gaps = (abs(o[k] - m[k]) / (abs(o[k]) or 1) for k in ("loss", "grad_norm"))
     loss, norm = (f"{gap:.1g}" for gap in gaps)
     return (

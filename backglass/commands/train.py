@@ -146,6 +146,9 @@ class Train:
     trace_every: Annotated[
         Count, opt("record every N-th step op by op in DIR/trace (see backglass trace)")
     ] = None
+    trace_level: Annotated[
+        Count, opt("of what is recorded: 0, 1 or 3 (see backglass trace)", "0|1|3")
+    ] = None
     trace_on_alert: Annotated[
         FlagCreatePairsOff[bool], arg(help="record the step whose loss leaps or is not finite")
     ] = False

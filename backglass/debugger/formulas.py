@@ -32,7 +32,26 @@ def formulas(reading: Reading, call: str) -> dict[str, Any]:
             doc = DOCSTRING.match(text)
             numpy = "\n\n\n".join(functions.values())
             return described(inspect.cleandoc(doc[1]) if doc else "") | {"numpy": numpy}
+    if (found := fused(call)) is not None:
+        return found
     raise Problem(404, f"No op of this recording has a call {call!r}.")
+
+
+def fused(call: str) -> dict[str, Any] | None:
+    """Of a fused op, which has no formulas of its own: the lines that it stands for."""
+    from backglass.ops import signature
+
+    try:
+        equals = inspect.cleandoc(signature(call).equals)
+    except AttributeError:  # an op of a user's, not loaded here
+        return None
+    if not equals:
+        return None
+    return {
+        "sentence": f"{call} is a fused op: one kernel that does what these lines do.",
+        "forward": equals, "backward": "", "derivation": [], "saved": "", "source": "",
+        "numpy": equals,
+    }  # fmt: skip
 
 
 def described(doc: str) -> dict[str, Any]:

@@ -3,6 +3,8 @@ a loopback address is no protection by itself.
 
 Host      exactly ours, so that a name which an attacker points here (DNS rebinding) is refused
 Origin    if there is one, ours: never compared with Host, which the attacker chooses too
+frames    none, but the page itself in a page of an origin that was named (a notebook): the frame's
+          navigation has a foreign Sec-Fetch-Site, and frame-ancestors says who may
 token     256 random bits, in the fragment of the printed address, which no browser sends; the page
           sends them in a header, which no other page can
 """
@@ -32,8 +34,11 @@ HEADERS = {
 class Guard:
     """Around an ASGI app: refuses what does not come from our own page, adds headers to all."""
 
-    def __init__(self, app: Any, port: int, token: str):
-        self.app, self.token = app, token.encode()
+    def __init__(self, app: Any, port: int, token: str, frames: tuple[str, ...] = ()):
+        self.app, self.token, self.framed = app, token.encode(), bool(frames)
+        policy = HEADERS["content-security-policy"]
+        policy = policy.replace("frame-ancestors 'none'", f"frame-ancestors {' '.join(frames)}")
+        self.headers = HEADERS | ({"content-security-policy": policy} if frames else {})
         names = ("127.0.0.1", "localhost", "[::1]")
         self.hosts = {f"{name}:{port}".encode() for name in names}
         if port == 80:  # which browsers leave out
@@ -47,7 +52,7 @@ class Guard:
 
         async def send_guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
-                own = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
+                own = [(k.encode(), v.encode()) for k, v in self.headers.items()]
                 message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
 
@@ -66,7 +71,8 @@ class Guard:
             return 403, "The Host of this request is not this server. Open the address it printed."
         if any(origin not in self.origins for origin in origins):
             return 403, "This request comes from another page (Origin), which may not ask here."
-        if any(s not in (b"same-origin", b"none") for s in given.get(b"sec-fetch-site", [])):
+        foreign = any(s not in (b"same-origin", b"none") for s in given.get(b"sec-fetch-site", []))
+        if foreign and not (self.framed and is_frame(scope, given)):
             return 403, "This request comes from another site. Type or paste the printed address."
         if not is_open(scope) and not self._has_token(given.get(TOKEN_HEADER, [])):
             return 401, "The token is missing or wrong. Open the whole address that was printed."
@@ -76,6 +82,13 @@ class Guard:
 
     def _has_token(self, given: list[bytes]) -> bool:
         return len(given) == 1 and hmac.compare_digest(given[0], self.token)
+
+
+def is_frame(scope: Any, given: dict[bytes, list[bytes]]) -> bool:
+    """A browser fetching the page, and nothing else, to put it into a frame."""
+    wanted = {b"sec-fetch-dest": [b"iframe"], b"sec-fetch-mode": [b"navigate"]}
+    page = scope["path"] == "/" and scope["method"] == "GET"
+    return page and all(given.get(name) == values for name, values in wanted.items())
 
 
 def is_open(scope: Any) -> bool:

@@ -42,12 +42,12 @@ class Cache:
 
         nbytes: its size.  Raises Problem if it alone is more than half of what may be kept.
         """
-        if (found := self._kept(key)) is not None:
+        if (found := self.peek(key)) is not None:
             return found
         if nbytes > self.cap // 2:
             raise Problem(413, f"this takes {nbytes:,} bytes of memory; {self.cap // 2:,} are used")
         with self.building:
-            if (found := self._kept(key)) is not None:
+            if (found := self.peek(key)) is not None:
                 return found
             self._make_room(nbytes)
             built = build()
@@ -56,7 +56,8 @@ class Cache:
                 self.bytes += nbytes
             return built
 
-    def _kept(self, key: Hashable) -> Any:
+    def peek(self, key: Hashable) -> Any:
+        """What is kept under `key`, or None."""
         with self.lock:
             if key not in self.kept:
                 return None

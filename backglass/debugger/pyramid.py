@@ -1,4 +1,4 @@
-"""A tensor of any size as tiles of at most 256×256 pixels: at level L a pixel stands for 2^L × 2^L
+"""A tensor of any size as tiles of at most 128×128 pixels: at level L a pixel stands for 2^L × 2^L
 numbers, by the smallest, largest and mean finite one and by how many are not finite.
 
 The mean alone would hide a spike or a NaN among millions.  Levels 1 and 2 are computed from the
@@ -14,7 +14,8 @@ import numpy as np
 from backglass.debugger.matrix import Cache, Matrix, Window
 from backglass.debugger.problem import Problem
 
-SIDE = 256
+SIDE = 128
+PLANES = ("min", "max", "mean")
 BASE = 3  # the level that is kept
 BAND_NUMBERS = 1 << 21  # looked at in one go, about
 MOST_NUMBERS = 1 << 31  # of a tensor that is looked at as a whole
@@ -48,6 +49,18 @@ def tile(m: Matrix, cache: Cache, level: int, i: int, j: int) -> np.ndarray:
         if level == 0:
             return m.read(w).astype(np.float32)[None]
         return finished(pixels_of(m, cache, level, w), w, level)
+
+
+def shades(found: np.ndarray, plane: str, largest: float) -> np.ndarray:
+    """What is painted of a tile, in a byte a pixel: 127·√(|x|/largest) with x's sign, rounded, and
+    −128 where something is not finite."""
+    if len(found) == 1:
+        x, bad = found[0], ~np.isfinite(found[0])
+    else:
+        x, bad = found[PLANES.index(plane)], found[-1] > 0
+    x = np.where(bad, np.float32(0), x) / largest
+    shade = np.rint(127 * np.sign(x) * np.sqrt(np.minimum(1, np.abs(x))))
+    return np.where(bad, -128, shade).astype(np.int8)
 
 
 def pixels_of(m: Matrix, cache: Cache, level: int, w: Window) -> Planes:

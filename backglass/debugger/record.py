@@ -1,8 +1,9 @@
 """Recording one optimizer step of a session, op by op, without disturbing the session.
 
 What is recorded is the plain program with attention spelled out, because it is made of the ops that
-people read about; the run itself may fuse.  The state is put back afterwards, so a run that is
-recorded now and then has the same bits as one that is not.
+people read about; the run itself may fuse.  At level 0 it is the run's own program, as it was
+transformed: statistics of what is really computed.  The state is put back afterwards, so a run that
+is recorded now and then has the same bits as one that is not.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import fnmatch
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,7 +90,8 @@ def record_step(
     for tensors that there are not.  What a full disk, too little memory or Ctrl-C
     interrupts is removed again; what a kill interrupts can be read.
     """
-    recording = Recording(session, batches, step, progress, fork.edits if fork else ())
+    edits = fork.edits if fork else ()
+    recording = Recording(session, batches, step, progress, edits, own=wanted.level == 0)
     recording.require(wanted.tensors)
     manifest = recording.manifest(wanted, tokenizer) | {"before": before}
     manifest |= {"fork": fork.row()} if fork else {}
@@ -98,43 +100,61 @@ def record_step(
         with contextlib.closing(writer.db):
             recording.sources.copy(folder)
             loss, norm = recording.execute(*watch, writer)
-            writer.close(loss=loss, grad_norm=norm, stored_bytes=writer.stored_bytes)
+            facts = {"loss": loss, "grad_norm": norm, "updates": recording.updates}
+            writer.close(**facts, stored_bytes=writer.stored_bytes)
     left_out = writer.manifest["left_out"]
     return Recorded(loss, norm, recording.tracer.events, writer.stored_bytes, left_out)
 
 
 class Recording:
     """The plain programs of a session's step, on memory that shares the session's state and its
-    arena, which is free between two programs.  edits: made where their versions are made."""
+    arena, which is free between two programs.  edits: made where their versions are made;
+    own: the session's own programs instead."""
 
     def __init__(
         self, session: Session, batches: list[Batch], step: int,
         progress: Callable[[int, int], None], edits: tuple[Edit, ...] = (),
+        own: bool = False,
     ):  # fmt: skip
         self.session, self.batches, self.step, self.progress = session, batches, step, progress
-        self.edits = edits
-        s, c = session.s, models.adapted(session.c, attention="explicit")
-        model = models.of(c)
-        bound = ARENA in session.memory.flat
+        self.edits, self.own = edits, own
+        s, c = session.s, session.c if own else models.adapted(session.c, attention="explicit")
+        model, bound = models.of(c), ARENA in session.memory.flat
         self.memory = session.memory.sharing(*session.flats, *([ARENA] * bound))
         self.t: Tensors = declare(model, c, s.batch_size, s.seq_len, s.dtype, self.memory)
-        micro = record_micro(model, c, s.batch_size, s.seq_len, s.dtype)
-        placed = plan(micro, inplace=False)  # the bits of eager execution, which has no aliases
-        self.memory.arena(placed.peak)
-        self.micro = placed.placed()
-        self.update = record_update(model, c, s.dtype)
+        if own:
+            self.memory.arena(session.budget.arena)
+            self.micro, self.update = (session.plans[name].placed() for name in ("micro", "update"))
+        else:
+            micro = record_micro(model, c, s.batch_size, s.seq_len, s.dtype)
+            placed = plan(micro, inplace=False)  # the bits of eager execution, which has no aliases
+            self.memory.arena(placed.peak)
+            self.micro, self.update = placed.placed(), record_update(model, c, s.dtype)
         spaces = [self.t.p, self.t.dp, self.t.m, self.t.v, *([self.t.master] * bool(self.t.master))]
         self.members = {space.flat.name: list(space) for space in spaces}
         self.tracer = Tracer(session.device, self.memory, self.members)
         self.lines = [*self.micro] * len(batches) + [*self.update]
-        self.sources = Sources(session.device, model)
+        self.updates: dict[str, float] = {}
+        self.sources = Sources(session.device)
         for call in self.lines:
             self.sources.of(call)
 
     def execute(self, *sinks: Sink) -> tuple[float, float]:
         """Execute everything and tell the sinks, in order; (mean loss, gradient norm)."""
-        with unchanged(self.session):
-            return self._execute(sinks)
+        with unchanged(self.session) as before:
+            found = self._execute(sinks)
+            self.updates = self._updates(before)
+            return found
+
+    def _updates(self, before: np.ndarray) -> dict[str, float]:
+        """‖p′ − p‖ of every parameter: which no statistic of p or p′ tells."""
+        views = {v.name.partition("/")[0]: v for v in self.t.master or self.t.p}
+        found = {}
+        for slot in self.t.layout.slots:
+            old = before[slot.offset : slot.offset + slot.size].reshape(slot.shape)
+            change = self.memory.peek(views[slot.name]).astype(np.float32) - old
+            found[slot.name] = math.sqrt(np.square(change, dtype=np.float64).sum())
+        return found
 
     def _execute(self, sinks: tuple[Sink, ...]) -> tuple[float, float]:
         s, io, loss = self.session.s, self.t.io, 0.0
@@ -144,7 +164,7 @@ class Recording:
             weights = write_batch(self.memory, io, batch, counted)
             self.memory.write(io.seed, (s.seed, self.step * s.micro_batches + k))
             self._note(sinks, f"batch-{k}", [self.tracer.renewed(v) for v in self.given])
-            for event in self.tracer.run(self.micro):
+            for event in self.tracer.run(self.micro, transformed=self.own):
                 self._record(sinks, event)
             loss += float(np.sum(self.memory.read(io.loss).astype(np.float64) * weights))
         self.memory.write(io.hyper, hyper_of(s, self.step))
@@ -202,6 +222,7 @@ class Recording:
         ids = np.unique([ids for batch in self.batches for ids in batch])
         return {
             "backglass": backglass.__version__, "step": self.step + 1, "level": wanted.level,
+            "program": "own" if self.own else "plain",
             "tensors": wanted.tensors, "cap": wanted.cap, "device": self.session.device.name,
             "dtype": s.dtype, "config": dataclasses.asdict(self.session.c),
             "settings": dataclasses.asdict(s), "runs": len(self.batches) + 1,
@@ -235,24 +256,25 @@ def recordings(run: Path) -> dict[int, Path]:
 
 
 @contextlib.contextmanager
-def unchanged(session: Session) -> Iterator[None]:
-    """Afterwards parameters, moments and gradients are what they were; gradients begin at zero."""
+def unchanged(session: Session) -> Iterator[np.ndarray]:
+    """Afterwards parameters, moments and gradients are what they were; gradients begin at zero.
+    Gives the parameters, in full precision."""
     t, memory = session.t, session.memory
     flats = [space.flat for space in (t.p, t.dp, t.m, t.v, t.master) if space]
     kept = [memory.read(flat) for flat in flats]
     memory.write(t.dp.flat, 0)
     try:
-        yield
+        yield kept[-1 if t.master else 0]
     finally:
         for flat, values in zip(flats, kept, strict=True):
             memory.write(flat, values)
 
 
 class Sources:
-    """Where the kernel of each call is written, and copies of those files and of the model's."""
+    """Where the kernel of each call is written, and copies of those files and of its caller's."""
 
-    def __init__(self, device: Device, model: ModuleType):
-        self.device, self.model = device, model
+    def __init__(self, device: Device):
+        self.device = device
         self.found: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
 
@@ -269,7 +291,8 @@ class Sources:
                 "first_line": first, "last_line": first + len(lines) - 1,
             }  # fmt: skip
             self._keep(op.maths.__file__ or "")
-            self._keep(self.model.__file__ or "")
+        if (caller := PACKAGE / call.where.partition(":")[0]).is_file():  # a model, program/step.py
+            self._keep(str(caller))
         return self.found[call.op]
 
     def _keep(self, file: str) -> str:

@@ -156,12 +156,17 @@ def before_recorded(trace: Trace, progress: Progress = lambda done, total: None)
     return before_step(s, run, origin["step"] + 1, progress)
 
 
+def again(trace: Trace, progress: Progress) -> Recording:
+    """The recorded step, with the edits it was made with, ready to be executed once more."""
+    before, fork = before_recorded(trace), fork_of(trace.manifest)
+    edits = fork.edits if fork else ()
+    own, session = trace.manifest.get("program") == "own", before.start.session
+    return Recording(session, before.batches, before.step, progress, edits, own)
+
+
 def replay(trace: Trace, progress: Progress) -> tuple[int, Divergence | None]:
     """Do the recorded step again: (how many hashes agreed, the first that did not)."""
-    before = before_recorded(trace)
-    fork = fork_of(trace.manifest)
-    edits = fork.edits if fork else ()
-    recording = Recording(before.start.session, before.batches, before.step, progress, edits)
+    recording = again(trace, progress)
     matcher = Matcher(trace)
     try:
         recording.execute(matcher)

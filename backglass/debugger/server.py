@@ -33,7 +33,7 @@ from backglass.debugger.job import Job
 from backglass.debugger.matrix import Cache, cells, matrix_of
 from backglass.debugger.pictures import histogram, picture
 from backglass.debugger.problem import Problem
-from backglass.debugger.pyramid import tile
+from backglass.debugger.pyramid import PLANES, shades, tile
 from backglass.debugger.reading import Reading
 from backglass.debugger.shelf import Shelf
 from backglass.debugger.verify import verification
@@ -61,17 +61,20 @@ class Studio:
     busy: threading.Lock = field(default_factory=threading.Lock)  # with one job at a time
 
 
-def app(studio: Studio, port: int, token: str) -> Guard:
-    """The ASGI app, guarded."""
-    from backglass.debugger.runs_api import ROUTES as RUNS  # which answers with what is here
+def app(studio: Studio, port: int, token: str, frames: tuple[str, ...] = ()) -> Guard:
+    """The ASGI app, guarded.  frames: origins of pages that may show it in a frame."""
+    from backglass.debugger.bench_api import ROUTES as BENCH  # which answer with what is here
+    from backglass.debugger.flow_api import ROUTES as FLOW
+    from backglass.debugger.runs_api import ROUTES as RUNS
 
+    routes = (*ROUTES, *RUNS, *BENCH, *FLOW)
     made = Starlette(
-        routes=[Route(path, handler, methods=[m]) for m, path, handler in (*ROUTES, *RUNS)],
+        routes=[Route(path, handler, methods=[m]) for m, path, handler in routes],
         exception_handlers={kind: told for kind in (UserError, OSError, HTTPException, Exception)},
     )
     made.router.redirect_slashes = False
     made.state.studio = studio
-    return Guard(made, port, token)
+    return Guard(made, port, token, frames)
 
 
 # ------------------------------------------------------------------ answers
@@ -105,14 +108,22 @@ def version_histogram(request: Request) -> Response:
 
 def version_tile(request: Request) -> Response:
     level, i, j = (query_number(request, name) for name in ("level", "i", "j"))
+    plane = request.query_params.get("plane")
+    if plane not in (None, *PLANES):
+        raise Problem(400, f"plane is not one of {', '.join(PLANES)}")
     reading, cache = reading_of(request), studio_of(request).cache
     v = reading.version(path_number(request, "v"))
 
     def make() -> bytes:
         found = tile(matrix_of(reading, v, cache), cache, level, i, j)
+        if plane:
+            x = v["statistics"]
+            largest = np.float32(max(abs(x["min"]), abs(x["max"]))) or np.float32(1)
+            head = np.array([0, *found.shape[1:]], "<u4").tobytes() + largest.tobytes()
+            return head + shades(found, plane, float(largest)).tobytes()
         return np.array(found.shape, "<u4").tobytes() + found.astype("<f4").tobytes()
 
-    return unless_known(request, v["hash"], f"{level}-{i}-{j}", make)
+    return unless_known(request, v["hash"], f"{level}-{i}-{j}-{plane or ''}", make)
 
 
 def version_cells(request: Request) -> Response:

@@ -47,6 +47,13 @@ def edit_of(reading: Reading, version: Any, index: Any, value: Any) -> tuple[Edi
     shape = v["shape"]
     if len(index) != len(shape) or any(n >= size for n, size in zip(index, shape, strict=True)):
         raise Problem(400, f"{v['tensor']} is {shape}, so it has no cell {index}")
+    if reading.manifest.get("program") == "own":
+        raise Problem(
+            422,
+            "This is a recording of level 0, of the program as the run executes it, and a what-if "
+            f"is computed by the plain one. Record the step for it: `backglass trace RUN --step "
+            f"{reading.manifest['step']} --level 1`.",
+        )
     device = reading.manifest["device"]
     if device not in ON:
         raise Problem(

@@ -65,11 +65,12 @@ class Tracer:
         self.versions: dict[str, Version] = {}
         self.events = self.runs = 0
 
-    def run(self, program: Program) -> Iterator[Event]:
+    def run(self, program: Program, transformed: bool = False) -> Iterator[Event]:
         """An event after each line, while memory still holds what it wrote."""
         self.device.prepare(program, self.memory)
         first = self.events
-        for call, partner in zip(program, twins(program), strict=True):
+        partners = kin(program) if transformed else twins(program)
+        for call, partner in zip(program, partners, strict=True):
             ins = tuple(self._given(call))
             (line,) = self.device.bind([call], self.memory)
             start = time.perf_counter()
@@ -111,3 +112,23 @@ class Tracer:
 
     def _whole(self, view: View) -> list[View]:
         return self.members[view.name] if view.name in self.members else [view]
+
+
+def kin(program: Program) -> list[int | None]:
+    """Twins in a transformed program, whose backward is no mirror any more: the forward line of the
+    same op that has a tensor in common with the backward line, gradients apart.  None where there
+    is no such line: what was fused into others has none."""
+    found: list[int | None] = [None] * len(program)
+    forward: dict[tuple[str, str], int] = {}
+    for i, c in enumerate(program):
+        names = [v.name for v in (*c.written, *c.read) if v.kind != "grad"]
+        if c.phase == "forward":
+            for name in names:
+                forward.setdefault((c.signature.op, name), i)
+        elif c.phase == "backward":
+            shared = [forward.get((c.signature.op, v.name)) for v in c.ins if v is not None]
+            f = next((f for f in shared if f is not None), None)
+            if f is not None:
+                found[i] = f
+                found[f] = i if found[f] is None else found[f]
+    return found

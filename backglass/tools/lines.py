@@ -56,9 +56,9 @@ PATHS: dict[str, tuple[str, int, tuple[str, ...]]] = {
         "the Triton kernels and the machinery under them",
         3500,
         (
-            "ops/*/gpu.py", "device/gpu.py", "device/tiles.py", "device/cuda*.py",
-            "device/triton*.py", "device/cublaslt.py", "device/aot.py", "device/comm.py",
-            "device/interpret.py", "execute/capture.py",
+            "ops/*/gpu*.py", "device/gpu.py", "device/hopper.py", "device/tiles.py",
+            "device/cuda*.py", "device/triton*.py", "device/cublaslt.py", "device/aot.py",
+            "device/comm.py", "device/interpret.py", "execute/capture.py",
         ),
     ),
     "rungs": ("the slower versions of a kernel, one idea each", 0, ("ops/*/ladder/*.py",)),

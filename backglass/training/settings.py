@@ -95,6 +95,7 @@ class Settings:
     keep: int = 3
     tensorboard: bool = False
     trace_every: int = 0
+    trace_level: int = 1
     trace_on_alert: bool = False
     wandb: str = ""  # the project; empty: not asked for
 
@@ -118,6 +119,8 @@ class Settings:
             object.__setattr__(self, "matmul", best)
         if parse_rungs(self.rung) and kind == "numpy":
             raise wrong_use(f"--rung {self.rung} chooses a kernel; --device numpy has none")
+        if self.trace_level not in (0, 1, 3):  # 2 names tensors, which no run does
+            raise wrong_use(f"--trace-level must be 0, 1 or 3, got {self.trace_level}")
         self._check_numbers()
         self._one_of("model", models.NAMES)
         self._one_of("schedule", SCHEDULES)

@@ -81,7 +81,15 @@ class Tracing:
         if saved.exists():
             before |= {"from": step, "checkpoint": os.path.relpath(saved, folder)}
         try:
-            record_step(self.session, batches, step, folder, Wanted(), self.tokenizer, before)
+            record_step(
+                self.session,
+                batches,
+                step,
+                folder,
+                Wanted(self.s.trace_level),
+                self.tokenizer,
+                before,
+            )
         except hindrances() as error:
             self.say(f"step {step + 1} is not recorded: {error}")
             return None

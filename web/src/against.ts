@@ -5,6 +5,7 @@ import { counterpart } from "./comparing";
 import { matrix, ravel } from "./format";
 import type { Subject } from "./heatmap";
 import { useFetched } from "./maths";
+import { TILE } from "./heatmap";
 import { route } from "./route";
 import type { VersionDetail } from "./types";
 
@@ -35,13 +36,13 @@ export function useAgainst(r: string, detail: VersionDetail): Against | null {
 export function useDifferenceTop(r: string, detail: VersionDetail, against: Against | null): number {
   const on = route.value.plane === "difference" && against !== null;
   const { rows, columns } = matrix(detail.shape);
-  const level = Math.max(0, Math.ceil(Math.log2(Math.max(rows, columns) / 256)));
+  const level = Math.max(0, Math.ceil(Math.log2(Math.max(rows, columns) / TILE)));
   const key = on ? `${r} ${detail.id} ${against.r} ${against.v}` : "";
   return useFetched<number>(async (signal) => {
     if (!key) return 1;
     const [a, b] = await Promise.all([
-      api.tile(r, detail.id, level, 0, 0, signal),
-      api.tile(against!.r, against!.v, level, 0, 0, signal)]);
+      api.tile(r, detail.id, level, 0, 0, null, signal),
+      api.tile(against!.r, against!.v, level, 0, 0, null, signal)]);
     const of = (x: typeof a) => x.values ?? x.planes!.mean;
     let top = 0;
     of(a).forEach((x, i) => {

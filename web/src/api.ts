@@ -1,7 +1,9 @@
 /** Every request of the page: same origin, with the token, cached where the answer cannot change. */
 
+import { forTab } from "./storage";
 import type {
-  EventDetail, Histogram, Maths, Planes, Recording, Run, Source, Tile, Verdict, VersionDetail,
+  BenchPlan, EventDetail, Flow, Histogram, Maps, Maths, Planes, Recording, Run, Source, Tile, Update,
+  Verdict, VersionDetail,
 } from "./types";
 
 const TOKEN_KEY = "backglass-token";
@@ -21,11 +23,11 @@ export function takeToken(): void {
 }
 
 export function setToken(token: string): void {
-  sessionStorage.setItem(TOKEN_KEY, token);
+  forTab.setItem(TOKEN_KEY, token);
 }
 
 export async function request(path: string, init: RequestInit = {}): Promise<Response> {
-  const headers = { ...init.headers, "X-Backglass-Token": sessionStorage.getItem(TOKEN_KEY) ?? "" };
+  const headers = { ...init.headers, "X-Backglass-Token": forTab.getItem(TOKEN_KEY) ?? "" };
   let answer: Response;
   try {
     answer = await fetch(`/api/${path}`, { ...init, headers });
@@ -70,10 +72,25 @@ export async function cached<T>(
 ): Promise<T> {
   const had = peek<T>(path);
   if (had !== undefined) return had;
-  const [value, bytes] = await decode(await request(path, { signal }));
-  if (!cache.has(path)) keep(path, value, bytes);
-  return value;
+  const coming = underway.get(path);
+  if (coming) {
+    try {
+      return (await coming) as T;
+    } catch (error) {
+      if (!aborted(error) || signal?.aborted) throw error; // else whoever asked first gave up
+    }
+  }
+  const asked = request(path, { signal }).then(decode);
+  const answer = asked.then(([value, bytes]) => {
+    if (!cache.has(path)) keep(path, value, bytes);
+    return value;
+  }).finally(() => underway.get(path) === answer && underway.delete(path));
+  underway.set(path, answer);
+  return answer;
 }
+
+/** What has been asked for and has not come. */
+const underway = new Map<string, Promise<unknown>>();
 
 export async function asJson<T>(answer: Response): Promise<[T, number]> {
   const text = await answer.text();
@@ -89,10 +106,21 @@ async function asPicture(answer: Response): Promise<[Planes, number]> {
 async function asTile(answer: Response): Promise<[Tile, number]> {
   const octets = await answer.arrayBuffer();
   const [planes, height, width] = new Uint32Array(octets, 0, 3);
+  if (planes === 0) {
+    return [{ height, width, values: unshaded(octets), planes: null }, 4 * octets.byteLength];
+  }
   const tile = planes === 1
     ? { height, width, values: new Float32Array(octets, 12, height * width), planes: null }
     : { height, width, values: null, planes: planesOf(octets, 12, height, width) };
   return [tile, octets.byteLength];
+}
+
+/** Numbers to be painted, from a byte each after the largest: the square root of what part of it
+ * they are; −128: not finite. */
+function unshaded(octets: ArrayBuffer, start = 12): Float32Array {
+  const [largest] = new Float32Array(octets, start, 1);
+  return Float32Array.from(new Int8Array(octets, start + 4), (shade) =>
+    (shade === -128 ? NaN : Math.sign(shade) * (shade / 127) ** 2 * largest));
 }
 
 function planesOf(octets: ArrayBuffer, start: number, down: number, across: number): Planes {
@@ -128,15 +156,19 @@ export const heldPicture = (r: string, v: number) =>
 export const histogram = (r: string, v: number, signal?: AbortSignal) =>
   cached(`${of(r)}/versions/${v}/histogram`, asJson<Histogram>, signal);
 
-const tilePath = (r: string, v: number, level: number, i: number, j: number) =>
-  `${of(r)}/versions/${v}/tile?level=${level}&i=${i}&j=${j}`;
+/** plane: what is sent of a tile, as shades, a byte each; null: all of it, as float32. */
+const tilePath = (
+  r: string, v: number, level: number, i: number, j: number, plane: string | null,
+) => `${of(r)}/versions/${v}/tile?level=${level}&i=${i}&j=${j}${plane ? `&plane=${plane}` : ""}`;
 
 export const tile = (
-  r: string, v: number, level: number, i: number, j: number, signal?: AbortSignal,
-) => cached(tilePath(r, v, level, i, j), asTile, signal);
+  r: string, v: number, level: number, i: number, j: number, plane: string | null,
+  signal?: AbortSignal,
+) => cached(tilePath(r, v, level, i, j, plane), asTile, signal);
 
-export const heldTile = (r: string, v: number, level: number, i: number, j: number) =>
-  peek<Tile>(tilePath(r, v, level, i, j));
+export const heldTile = (
+  r: string, v: number, level: number, i: number, j: number, plane: string | null,
+) => peek<Tile>(tilePath(r, v, level, i, j, plane));
 
 /** Exact numbers, as text that reads back as the same bits. */
 export const cells = async (
@@ -147,6 +179,21 @@ export const cells = async (
   const path = `${of(r)}/versions/${v}/cells?${where}`;
   return (await cached(path, asJson<{ values: string[][] }>, signal)).values;
 };
+
+export const flow = (r: string, run: number, signal?: AbortSignal) =>
+  cached(`${of(r)}/flow?run=${run}`, asJson<Flow>, signal);
+
+export const maps = (
+  r: string, name: "att" | "datt", run: number, batch: number, signal?: AbortSignal,
+) => cached(`${of(r)}/attention/${name}?run=${run}&batch=${batch}`, asMaps, signal);
+
+async function asMaps(answer: Response): Promise<[Maps, number]> {
+  const octets = await answer.arrayBuffer();
+  const [layers, heads, height, width] = new Uint32Array(octets, 0, 4);
+  const [largest] = new Float32Array(octets, 16, 1);
+  return [{ layers, heads, height, width, largest, values: unshaded(octets, 16) },
+    4 * octets.byteLength];
+}
 
 export const source = (r: string, name: string, signal?: AbortSignal) =>
   cached(`${of(r)}/source/${named(name)}`, asJson<Source>, signal);
@@ -172,8 +219,9 @@ export async function eachLine(
 /** Work that the server does once: tells how far it is, returns what it found. */
 export async function work<T>(
   path: string, progress: (done: number, total: number) => void, body?: object,
+  signal?: AbortSignal,
 ): Promise<T> {
-  const answer = await request(path, { method: "POST", body: body && JSON.stringify(body) });
+  const answer = await request(path, { method: "POST", body: body && JSON.stringify(body), signal });
   let last: Record<string, unknown> = {};
   await eachLine(answer, (row) => {
     last = row;
@@ -189,3 +237,24 @@ export async function work<T>(
 /** Do the step again and compare every hash. */
 export const verify = (r: string, progress: (done: number, total: number) => void) =>
   work<Verdict>(`${of(r)}/verify`, progress);
+
+// ------------------------------------------------------------ the gradient bench
+
+type Query = Record<string, string | number>;
+
+const asked = (query: Query) =>
+  new URLSearchParams(Object.entries(query).map(([k, x]) => [k, String(x)])).toString();
+
+/** What can be checked of an event; of AdamW, of one parameter. */
+export const benchPlan = (r: string, k: number, tensor: string | null, signal?: AbortSignal) =>
+  cached(`${of(r)}/events/${k}/bench?${asked(tensor ? { tensor } : {})}`, asJson<BenchPlan>, signal);
+
+export const update = async (
+  r: string, tensor: string, row: number, column: number, signal?: AbortSignal,
+): Promise<Update> => (await request(
+  `${of(r)}/bench/update?${asked({ tensor, row, column })}`, { signal })).json();
+
+export const check = <T>(
+  r: string, what: string, query: Query, progress: (done: number, total: number) => void,
+  signal: AbortSignal,
+) => work<T>(`${of(r)}/${what}?${asked(query)}`, progress, undefined, signal);

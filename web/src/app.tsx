@@ -1,8 +1,11 @@
+import { Attention } from "./attention";
+import { Bench } from "./benchview";
 import { Card } from "./card";
 import { Compare } from "./compare";
 import { Code } from "./code";
 import { Condition, Help } from "./dialogs";
 import { EditDialog } from "./edit";
+import { FlowScreen } from "./flow";
 import { Header } from "./header";
 import { Inspector } from "./inspector";
 import { Live } from "./liveview";
@@ -14,6 +17,15 @@ import { current, failure, panes, recording } from "./state";
 import { Spine } from "./spine";
 import { Transport } from "./transport";
 
+/** What lies beside the spine. */
+function Screen() {
+  if (current.value === null) return <NoEvents />;
+  if (route.value.screen === "attention") return <Attention />;
+  if (route.value.screen === "flow") return <FlowScreen />;
+  if (route.value.t !== null) return <Inspector />;
+  return route.value.bench ? <Bench /> : <Event />;
+}
+
 export function App() {
   if (failure.value && !recording.value) return <Failure error={failure.value} />;
   const { screen } = route.value;
@@ -21,12 +33,13 @@ export function App() {
   if (screen === "compare") return <><Header /><Compare />{failure.value && <Banner />}<Overlays /></>;
   if (route.value.r === null) return <><Header /><Picker /><Overlays /></>;
   if (!recording.value) return <><Header /><main class="quiet" aria-busy="true" /></>;
+  const wide = route.value.t !== null || route.value.bench || screen !== "";
   return (
     <>
       <Header />
-      <main class={`stage panes-${panes.value} ${route.value.t === null ? "" : "inspecting"}`}>
+      <main class={`stage panes-${panes.value} ${wide ? "inspecting" : ""}`}>
         <Spine />
-        {current.value === null ? <NoEvents /> : route.value.t === null ? <Event /> : <Inspector />}
+        <Screen />
       </main>
       <Transport />
       {failure.value && <Banner />}

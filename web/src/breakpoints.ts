@@ -110,8 +110,11 @@ function comparison(name: string, words: string[]): Test {
   return (e) => e.outs.some((o) => compare(value(o.version.statistics, name), bound));
 }
 
-const value = (s: Statistics, name: string): number =>
-  name === "absmax" ? Math.max(Math.abs(s.min), Math.abs(s.max)) : s[name as keyof Statistics];
+/** The statistics are of finite numbers; an infinite one is larger than all of them. */
+const value = (s: Statistics, name: string): number => {
+  if (name !== "absmax") return s[name as keyof Statistics];
+  return s.infs > 0 ? Infinity : Math.max(Math.abs(s.min), Math.abs(s.max));
+};
 
 function number(text: string | undefined): number {
   const found = Number(text);

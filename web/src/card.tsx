@@ -2,6 +2,7 @@
 
 import { useState } from "preact/hooks";
 
+import { openBench } from "./bench";
 import { axes, brief, count } from "./format";
 import { current, events, go, groups, inspect, shown } from "./state";
 import { stops, toggleStop } from "./breakpoints";
@@ -9,7 +10,7 @@ import { route } from "./route";
 import { Thumb } from "./thumb";
 import type { Event, EventDetail, Operand, Version } from "./types";
 
-export const PHASES = { forward: "forward", backward: "backward", update: "optimizer" } as const;
+export const PHASES = { forward: "forward", recompute: "again", backward: "backward", update: "optimizer" } as const;
 
 export function Card() {
   const detail = shown.value;
@@ -62,6 +63,9 @@ function Strip({ detail }: { detail: EventDetail }) {
       <b class="mono">{detail.op}</b>
       <span class="muted mono attrs">{attrs.join("  ")}</span>
       <span class="space" />
+      <button class="plain" onClick={openBench} title="Check this event on the gradient bench (g)">
+        check <kbd>g</kbd>
+      </button>
       <span class="num muted">{detail.ms.toFixed(3)} ms</span>
     </div>
   );

@@ -4,7 +4,7 @@ import { useEffect, useRef } from "preact/hooks";
 
 import * as api from "./api";
 import { dedent, useFetched } from "./maths";
-import { lit, shown } from "./state";
+import { lit, recording, shown } from "./state";
 import { route } from "./route";
 import type { EventDetail, Maths, Source } from "./types";
 
@@ -77,8 +77,24 @@ function Kernel({ e }: { e: EventDetail }) {
         )}
       </h3>
       {source && <Listing source={source} first={e.first_line} last={e.last_line} />}
-      <p class="called muted">called from <span class="mono">{e.model}</span></p>
+      <Caller model={e.model} />
     </div>
+  );
+}
+
+/** The line of the model, or of the step around it, that called the op. */
+function Caller({ model }: { model: string }) {
+  const r = route.value.r!;
+  const [file, line] = model.split(":");
+  const known = file in (recording.value?.manifest.sources ?? {});
+  const source = useFetched<Source | null>(
+    async (signal) => (known ? api.source(r, file, signal) : null), `${r} ${known} ${file}`);
+  const text = source?.lines[Number(line) - 1]?.map(([, part]) => part).join("").trim();
+  return (
+    <p class="called muted" title={text}>
+      called from <span class="mono">{model}</span>
+      {text && <span class="mono called-line" data-testid="caller">{text}</span>}
+    </p>
   );
 }
 

@@ -4,6 +4,8 @@
 
 import { signal } from "@preact/signals";
 
+import { forGood } from "./storage";
+
 export type Theme = "light" | "dark";
 
 type Rgb = [number, number, number];
@@ -28,8 +30,8 @@ system.addEventListener("change", (e) => (systemTheme.value = e.matches ? "dark"
 
 /** What the user chose, or null: as the system has it. */
 export const chosen = signal<Theme | null>(
-  ["light", "dark"].includes(localStorage.getItem("theme") ?? "")
-    ? (localStorage.getItem("theme") as Theme) : null,
+  ["light", "dark"].includes(forGood.getItem("theme") ?? "")
+    ? (forGood.getItem("theme") as Theme) : null,
 );
 
 export const theme = (): Theme => chosen.value ?? systemTheme.value;
@@ -40,7 +42,7 @@ export function applyTheme(): void {
 
 export function toggleTheme(): void {
   chosen.value = theme() === "dark" ? "light" : "dark";
-  localStorage.setItem("theme", chosen.value);
+  forGood.setItem("theme", chosen.value);
   applyTheme();
 }
 

@@ -52,10 +52,11 @@ export function placesOf(events: Event[]): { places: Place[]; columns: number } 
   const places: Place[] = new Array(events.length);
   const below = new Map<number, number[]>();
   let columns = 0;
+  let last = -1; // the forward line under which the backward pass was last
   for (const e of events) {
     if (e.phase === "forward") places[e.k] = { lane: 0, x: columns++, width: 1 };
-    else if (e.phase === "backward") {
-      const key = e.twin ?? e.k - 1;
+    else if (e.phase !== "update") {
+      const key = (last = e.twin ?? last); // what undoes no line stands beside the one before
       below.set(key, [...(below.get(key) ?? []), e.k]);
     }
   }

@@ -3,7 +3,7 @@ import { useState } from "preact/hooks";
 import { theme, toggleTheme } from "./colour";
 import { count, gap, short } from "./format";
 import {
-  openRecording, overlay, recording, verification, verify, type Verification,
+  openRecording, overlay, recording, toggleScreen, verification, verify, type Verification,
 } from "./state";
 import { compareHere, editText, labelOf, listed, type Listed } from "./comparing";
 import { openLive } from "./live";
@@ -45,6 +45,8 @@ function Screens() {
   return (
     <nav class="screens" aria-label="Screens">
       {to("", "The recorded step", () => navigate({ screen: "" }))}
+      {r !== null && to("attention", "Every layer and head (a)", () => toggleScreen("attention"))}
+      {r !== null && to("flow", "Sizes along the layers (f)", () => toggleScreen("flow"))}
       {to("compare", "Two recordings (Shift+D)", compareHere)}
       {to("live", "Curves of runs (Shift+R)", openLive)}
     </nav>
@@ -92,12 +94,17 @@ function OwnBadge({ m }: { m: Manifest }) {
   if (!other.length) return null;
   const loss = gap(m.loss, own.loss);
   const norm = gap(m.grad_norm, own.grad_norm);
-  const long = `The run itself computes with ${other.join(" and ")}`
+  const same = m.program === "own";
+  const long = same
+    ? `What you see is the program as the run executes it, with ${other.join(" and ")}`
+      + `${own.fused.length ? ` (${own.fused.join(", ")})` : ""}. Its loss differs from the run's by `
+      + `${loss} of itself, its gradient norm by ${norm}. Levels 1 to 3 record the plain program.`
+    : `The run itself computes with ${other.join(" and ")}`
     + `${own.fused.length ? ` (${own.fused.join(", ")})` : ""}. What you see is the plain program, `
     + `attention spelled out. Its loss differs by ${loss} of itself, its gradient norm by ${norm}.`;
   return (
     <span class="badge note" title={long} tabIndex={0} aria-label={long}>
-      run: {other.join(" + ")} <i>Δloss {loss} · Δ‖g‖ {norm}</i>
+      {same ? "as it ran" : "run"}: {other.join(" + ")} <i>Δloss {loss} · Δ‖g‖ {norm}</i>
     </span>
   );
 }

@@ -3,7 +3,7 @@
 
 import * as api from "./api";
 import { badColour, darkBehind, paint, type Scale } from "./colour";
-import { short } from "./format";
+import { enlarged, short } from "./format";
 import type { Planes, Tile } from "./types";
 
 export const PLANES = ["mean", "min", "max", "bad"] as const;
@@ -38,13 +38,21 @@ export interface Subject {
   scale: Scale;
 }
 
-const TILE = 256;
-const BUDGET = 1.6e6; // bytes of tiles that one view may ask for
-const CELL = { width: 104, height: 24 }; // the deepest zoom: exact numbers fit
-const EXACT = { width: 84, height: 16 };
-const ROUGH = { width: 50, height: 13 };
+export const TILE = 128;
+const BUDGET = 9e4; // bytes of tiles that one view may ask for; of a difference ten times as many
+const CELL = sized(104, 24); // the deepest zoom: exact numbers fit
+const EXACT = sized(84, 16);
+const ROUGH = sized(50, 13);
 const MARK = 3; // pixels that a bad cell has at least
 const MARKS = 3000;
+
+/** In pixels; more of them on a screen of 4K. */
+function sized(width: number, height: number) {
+  return {
+    get width() { return width * enlarged(); },
+    get height() { return height * enlarged(); },
+  };
+}
 
 export function fit(s: Subject, width: number, height: number): View {
   const rows = s.to - s.from;
@@ -99,10 +107,15 @@ export function levelOf(s: Subject, view: View, width: number, height: number): 
   const top = Math.max(0, Math.ceil(Math.log2(Math.max(s.rows, s.columns) / TILE)));
   let level = Math.max(0, Math.floor(Math.log2(Math.min(1 / view.sx, 1 / view.sy))));
   const cost = (l: number) =>
-    ((a.r1 - a.r0) >> l) * ((a.c1 - a.c0) >> l || 1) * (l ? 16 : 4) * (s.before === null ? 1 : 2);
+    ((a.r1 - a.r0) >> l) * ((a.c1 - a.c0) >> l || 1) * (sentPlane(s) ? 1 : (l ? 3.2 : 0.8));
   while (level < top && cost(level) > BUDGET) level++;
   return Math.min(level, top);
 }
+
+/** What is fetched of a tile: the plane to be painted, where what is not finite is NaN; all of it
+ * for a difference, which is of the numbers. */
+export const sentPlane = (s: Subject): string | null =>
+  (s.plane === "difference" ? null : s.plane === "bad" ? "mean" : s.plane);
 
 export interface Piece {
   level: number;
@@ -193,10 +206,10 @@ export function draw(
 }
 
 function tileAt(s: Subject, p: Piece): [Tile, Tile | null] | null {
-  const tile = api.heldTile(s.r, s.v, p.level, p.i, p.j);
+  const tile = api.heldTile(s.r, s.v, p.level, p.i, p.j, sentPlane(s));
   if (!tile) return null;
   if (s.before === null || s.plane !== "difference") return [tile, null];
-  const before = api.heldTile(s.beforeR, s.before, p.level, p.i, p.j);
+  const before = api.heldTile(s.beforeR, s.before, p.level, p.i, p.j, null);
   return before ? [tile, before] : null;
 }
 
@@ -271,7 +284,7 @@ export interface ExactText {
 export function window(
   s: Subject, view: View, width: number, height: number,
 ): { row: number; column: number; height: number; width: number } | null {
-  if (!s.stored || view.sx < EXACT.width || view.sy < EXACT.height) return null;
+  if (!s.stored || view.sx < ROUGH.width || view.sy < ROUGH.height) return null;
   const a = seen(s, view, width, height);
   const found = { row: a.r0, column: a.c0, height: a.r1 - a.r0, width: a.c1 - a.c0 };
   return found.height * found.width <= 4096 ? found : null;
@@ -281,19 +294,19 @@ function text(d: Drawing, s: Subject, view: View, exact: ExactText | null): void
   const a = seen(s, view, d.width, d.height);
   const { context: c } = d;
   const small = view.sx < EXACT.width;
-  c.font = `${small ? 10 : 11}px ${d.font}`;
+  c.font = `${(small ? 10 : 11) * enlarged()}px ${d.font}`;
   c.textAlign = "center";
   c.textBaseline = "middle";
   for (let row = a.r0; row < a.r1; row++) {
     for (let column = a.c0; column < a.c1; column++) {
       const x = at(s, row, column);
-      const words = exact?.values[row - exact.row]?.[column - exact.column]
-        ?? (x === null ? "" : short(x));
+      const known = exact?.values[row - exact.row]?.[column - exact.column];
+      const words = known ?? (x === null || sentPlane(s) ? "" : short(x));
       const px = (column + 0.5 - view.x) * view.sx;
       const py = (row + 0.5 - view.y) * view.sy;
       const light = x !== null && (!Number.isFinite(x) || darkBehind(x, s.scale));
       c.fillStyle = light ? "#fff" : "#1d1c1a";
-      c.fillText(small ? short(x) : words, px, py, view.sx - 4);
+      c.fillText(small && words ? short(Number(words)) : words, px, py, view.sx - 4);
     }
   }
 }

@@ -3,7 +3,7 @@
 import { useEffect, useRef } from "preact/hooks";
 
 import { css, theme } from "./colour";
-import { count } from "./format";
+import { count, enlarged } from "./format";
 import type { Histogram as Counts } from "./types";
 
 const WIDTH = 276;
@@ -21,7 +21,7 @@ export function Histogram({ h }: { h: Counts | null }) {
   return (
     <figure class="histogram">
       <canvas ref={canvas} role="img" aria-label={words}
-        style={{ width: `${WIDTH}px`, height: `${HEIGHT}px` }} />
+        style={{ width: `${WIDTH * enlarged()}px`, height: `${HEIGHT * enlarged()}px` }} />
       <figcaption class="muted">
         {h ? <>
           {count(h.zeros)} zeros · heights are logarithms of counts
@@ -33,7 +33,7 @@ export function Histogram({ h }: { h: Counts | null }) {
 }
 
 function draw(canvas: HTMLCanvasElement, h: Counts): void {
-  const ratio = devicePixelRatio;
+  const ratio = devicePixelRatio * enlarged();
   canvas.width = WIDTH * ratio;
   canvas.height = HEIGHT * ratio;
   const c = canvas.getContext("2d")!;

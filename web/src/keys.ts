@@ -2,6 +2,7 @@
 
 import { signal } from "@preact/signals";
 
+import { closeBench, openBench, stopCheck } from "./bench";
 import { proceed, stopSearching, toggleStop } from "./breakpoints";
 import { compareHere, toggleDifference, trainingStep } from "./comparing";
 import { openEdit } from "./edit";
@@ -9,17 +10,18 @@ import { exportMoment } from "./export";
 import { openLive } from "./live";
 import { route } from "./route";
 import { toggleTheme } from "./colour";
+import { forGood } from "./storage";
 import {
   at, bad, closeTensor, current, events, fail, go, inspect, layer, openRecording, overlay, panes,
-  playing, say, twin, verify, versionStep, type Panes,
+  playing, say, toggleScreen, twin, verify, versionStep, type Panes,
 } from "./state";
 import { settle } from "./route";
 
-export const keysOn = signal(localStorage.getItem("keys") !== "off");
+export const keysOn = signal(forGood.getItem("keys") !== "off");
 
 export function toggleKeys(): void {
   keysOn.value = !keysOn.value;
-  localStorage.setItem("keys", keysOn.value ? "on" : "off");
+  forGood.setItem("keys", keysOn.value ? "on" : "off");
 }
 
 export interface Action {
@@ -58,8 +60,9 @@ export const ACTIONS: Action[] = [
     act: () => (overlay.value = "condition") },
   { name: "Continue to the next breakpoint", keys: ["c"], act: continueTo(1) },
   { name: "Continue backwards in time", keys: ["Shift+C"], act: continueTo(-1) },
-  { name: "Next event that is not finite", keys: ["n"], act: () => bad(1) },
-  { name: "Previous event that is not finite", keys: ["Shift+N"], act: () => bad(-1) },
+  { name: "Not finite: the origin, then the next event", keys: ["n"], act: () => bad(1) },
+  { name: "Not finite: the origin, then the event before", keys: ["Shift+N"], act: () => bad(-1) },
+  { name: "Gradient bench: check this event now", keys: ["g"], act: openBench },
   { name: "Maths alone, or beside the code", keys: ["m"], act: pane("math") },
   { name: "Code alone, or beside the maths", keys: ["s"], act: pane("code") },
   { name: "Verify: do the step again and compare every hash", keys: ["v"],
@@ -72,6 +75,10 @@ export const ACTIONS: Action[] = [
   { name: "Compare two recordings", keys: ["Shift+D"], act: compareHere, anywhere: true },
   { name: "Runs: curves of a training in progress", keys: ["Shift+R"], act: openLive,
     anywhere: true },
+  { name: "Attention of every layer and head", keys: ["a"],
+    act: () => toggleScreen("attention"), anywhere: true },
+  { name: "Flow through the layers: activations, gradients, updates", keys: ["f"],
+    act: () => toggleScreen("flow"), anywhere: true },
   { name: "Copy a link to this moment", keys: ["y"], act: () => void copyLink(), anywhere: true },
   { name: "Export this moment as one HTML file", keys: ["x"], act: () => void exportMoment(),
     anywhere: true },
@@ -118,9 +125,14 @@ export function listenKeys(): void {
   });
 }
 
+/** Screens that Escape leads back from. */
+const OVER_EVENT = ["attention", "flow"];
+
 function escape(): void {
   stopSearching();
   playing.value = false;
   if (overlay.value !== "none") overlay.value = "none";
   else if (route.value.t !== null) closeTensor();
+  else if (!stopCheck() && route.value.bench) closeBench();
+  else if (OVER_EVENT.includes(route.value.screen)) toggleScreen(route.value.screen);
 }

@@ -5,32 +5,36 @@ import { useEffect, useRef, useState } from "preact/hooks";
 
 import * as api from "./api";
 import { theme } from "./colour";
-import { axes, letter, ravel, unravel } from "./format";
+import { axes, enlarged, letter, ravel, unravel } from "./format";
 import * as heat from "./heatmap";
 import { navigate, route } from "./route";
 import { closeTensor } from "./state";
 import { tokenAt, type Tokens } from "./tokens";
 import type { Planes, VersionDetail } from "./types";
 
-export const MARGIN = { left: 78, top: 28 };
+export const MARGIN = {
+  get left() { return 78 * enlarged(); },
+  get top() { return 28 * enlarged(); },
+};
 
 /** Rises when a tile has come. */
 const arrived = signal(0);
-const coming = new Map<string, AbortController>();
+type Coming = Map<string, AbortController>;
 
 /** Fetch the tiles of a view; those that an earlier view wanted and this does not are stopped. */
-function fetchTiles(s: heat.Subject, wanted: heat.Piece[]): void {
+function fetchTiles(coming: Coming, s: heat.Subject, wanted: heat.Piece[]): void {
   const versions: [string, number][] = [[s.r, s.v]];
   if (s.plane === "difference" && s.before !== null) versions.push([s.beforeR, s.before]);
   const keys = new Set<string>();
+  const plane = heat.sentPlane(s);
   for (const [r, v] of versions) {
     for (const { level, i, j } of wanted) {
-      const key = `${r} ${v} ${level} ${i} ${j}`;
+      const key = `${r} ${v} ${level} ${i} ${j} ${plane}`;
       keys.add(key);
-      if (coming.has(key) || api.heldTile(r, v, level, i, j)) continue;
+      if (coming.has(key) || api.heldTile(r, v, level, i, j, plane)) continue;
       const fetching = new AbortController();
       coming.set(key, fetching);
-      api.tile(r, v, level, i, j, fetching.signal)
+      api.tile(r, v, level, i, j, plane, fetching.signal)
         .then(() => arrived.value++, () => null)
         .finally(() => coming.delete(key));
     }
@@ -46,9 +50,12 @@ export interface MapProps {
   cursor: number[];
   spoken: string;
   size: Signal<[number, number]>;
+  /** Told the row and column under the pointer; null when it has left. */
+  onHover?: (cell: [number, number] | null) => void;
 }
 
-export function MapView({ subject: s, detail, planes, tokens, cursor, spoken, size }: MapProps) {
+export function MapView(props: MapProps) {
+  const { subject: s, detail, planes, tokens, cursor, spoken, size, onHover } = props;
   const box = useRef<HTMLDivElement>(null);
   const canvas = useRef<HTMLCanvasElement>(null);
   const exact = useExact(s, size.value);
@@ -64,7 +71,8 @@ export function MapView({ subject: s, detail, planes, tokens, cursor, spoken, si
     watch.observe(box.current!);
     return () => watch.disconnect();
   }, []);
-  useEffect(() => fetchTiles(s, heat.pieces(s, view, width, height)));
+  const coming = useRef<Coming>(new Map());
+  useEffect(() => fetchTiles(coming.current, s, heat.pieces(s, view, width, height)));
   const mode = theme();
   void arrived.value;
   useEffect(() => {
@@ -77,7 +85,9 @@ export function MapView({ subject: s, detail, planes, tokens, cursor, spoken, si
       aria-label={`${detail.tensor} as ${s.rows} rows by ${s.columns} columns`}
       aria-rowcount={s.rows} aria-colcount={s.columns} aria-activedescendant="cell-now"
       onKeyDown={(e) => keys(e, s, detail, cell, view, width, height)}>
-      <canvas ref={canvas} aria-hidden="true" {...pointer(s, detail, view, width, height)} />
+      <canvas ref={canvas} aria-hidden="true" {...pointer(s, detail, view, width, height)}
+        onPointerMove={(e) => onHover && hover(e, s, view, onHover)}
+        onPointerLeave={() => onHover?.(null)} />
       <div role="row" class="unseen">
         <div role="gridcell" id="cell-now" aria-rowindex={cell.row + 1}
           aria-colindex={cell.column + 1} aria-live="polite">{spoken}</div>
@@ -99,8 +109,7 @@ const setView = (v: heat.View | null): void =>
 /** Exact numbers of what is seen, when it is seen closely enough. */
 function useExact(s: heat.Subject, [width, height]: [number, number]): heat.ExactText | null {
   const [found, setFound] = useState<(heat.ExactText & { v: number }) | null>(null);
-  const w = s.plane === "difference" || s.plane === "bad"
-    ? null : heat.window(s, viewOf(s, width, height), width, height);
+  const w = s.plane === "difference" ? null : heat.window(s, viewOf(s, width, height), width, height);
   const key = w ? `${s.r} ${s.v} ${w.row} ${w.column} ${w.height} ${w.width}` : "";
   useEffect(() => {
     if (!w) return;
@@ -144,26 +153,26 @@ function rulers(
   const { context: c } = d;
   const names = axes(detail.dims, detail.shape);
   const last = names.length - 1;
-  c.font = `10.5px ${d.font}`;
+  c.font = `${10.5 * enlarged()}px ${d.font}`;
   c.fillStyle = getComputedStyle(c.canvas).getPropertyValue("--muted");
   c.textBaseline = "middle";
   c.textAlign = "right";
-  const rowStep = round(13 / v.sy);
+  const rowStep = round((13 * enlarged()) / v.sy);
   const free = s.fixed;
   const firstRow = Math.max(s.from, Math.floor(v.y));
   for (let row = Math.ceil(firstRow / rowStep) * rowStep; row < s.to; row += rowStep) {
     const y = (row + 0.5 - v.y) * v.sy;
     if (y > d.height) break;
     const index = unravel(detail.shape, row, 0);
-    const token = rowStep === 1 || v.sy >= 11
+    const token = rowStep === 1 || v.sy >= 11 * enlarged()
       ? tokenAt(tokens, names.slice(0, last), index, names.lastIndexOf("T", last - 1)) : "";
     const near = index.slice(free, last).slice(-3).join(",") || `${row}`;
-    c.fillText(token ? `${token}  ${near}` : near, -7, y, MARGIN.left - 10);
+    c.fillText(token ? `${token}  ${near}` : near, -7 * enlarged(), y, MARGIN.left - 10);
   }
   columnRuler(d, s, v, names, tokens, unravel(detail.shape, s.from, 0));
   c.textAlign = "left";
   const rows = names.slice(free, last).map(letter).join(",");
-  c.fillText(`${rows && `${rows}↓ `}${letter(names[last] ?? "")}→`, -MARGIN.left + 2, -18, MARGIN.left - 12);
+  c.fillText(`${rows && `${rows}↓ `}${letter(names[last] ?? "")}→`, -MARGIN.left + 2, -18 * enlarged(), MARGIN.left - 12);
 }
 
 function columnRuler(
@@ -173,8 +182,8 @@ function columnRuler(
   const { context: c } = d;
   const last = names.length - 1;
   const fixed = s.fixed > 0;
-  const digits = `${s.columns}`.length * 7 + 14;
-  const worded = fixed && tokens && names[last] === "T" && v.sx >= 14;
+  const digits = (`${s.columns}`.length * 7 + 14) * enlarged();
+  const worded = fixed && tokens && names[last] === "T" && v.sx >= 14 * enlarged();
   const step = worded ? 1 : round(digits / v.sx);
   c.textAlign = "center";
   const first = Math.max(0, Math.floor(v.x));
@@ -182,7 +191,7 @@ function columnRuler(
     const x = (k + 0.5 - v.x) * v.sx;
     if (x > d.width - 8) break;
     const at = index.with(last, k);
-    c.fillText((worded && tokenAt(tokens, names, at, last)) || `${k}`, x, -11);
+    c.fillText((worded && tokenAt(tokens, names, at, last)) || `${k}`, x, -11 * enlarged());
   }
 }
 
@@ -214,6 +223,16 @@ function pointer(
       setView(heat.zoomed(s, view, 4, x, y, width, height));
     },
   };
+}
+
+function hover(
+  e: PointerEvent, s: heat.Subject, view: heat.View, tell: (cell: [number, number]) => void,
+): void {
+  const box = (e.currentTarget as HTMLElement).getBoundingClientRect();
+  const row = Math.floor(view.y + (e.clientY - box.top - MARGIN.top) / view.sy);
+  const column = Math.floor(view.x + (e.clientX - box.left - MARGIN.left) / view.sx);
+  const inside = row >= s.from && row < s.to && column >= 0 && column < s.columns;
+  if (inside && !e.buttons) tell([row, column]);
 }
 
 /** Pressing and moving pans; pressing alone puts the cursor. */
@@ -269,7 +288,7 @@ function keys(
   else if (e.key === "+" || e.key === "=") zoom(ZOOM);
   else if (e.key === "-") zoom(1 / ZOOM);
   else if (e.key === "0") setView(null);
-  else if (e.key === "Escape") closeTensor();
+  else if (e.key === "Escape" && !route.value.screen) closeTensor();
   else return;
   e.preventDefault();
   e.stopPropagation();

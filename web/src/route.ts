@@ -1,4 +1,5 @@
-/** The address of everything: #/r/RECORDING/e/EVENT/t/VERSION?ix=0,3,7&sl=0&p=mean&z=… */
+/** The address of everything: #/r/RECORDING/e/EVENT/t/VERSION?ix=0,3,7&sl=0&p=mean&z=…, and of the
+ * gradient bench: #/r/RECORDING/e/EVENT/bench?o=x&ix=0,3,7 */
 
 import { signal } from "@preact/signals";
 
@@ -6,6 +7,11 @@ export interface Route {
   r: string | null;
   e: number;
   t: number | null;
+  /** Whether the event lies on the gradient bench, and its operand there. */
+  bench: boolean;
+  o: string | null;
+  /** The layer that the attention screen shows. */
+  l: number | null;
   /** The cell under the cursor, one number an axis. */
   ix: number[] | null;
   /** Fixed leading axes; null: what suits the tensor. */
@@ -13,7 +19,8 @@ export interface Route {
   plane: string;
   /** Zoom and place of the heatmap: x, y, sx, sy. */
   z: number[] | null;
-  /** The screen, where it is not a recording's events: "live", "compare". */
+  /** The screen, where it is not a recording's events: "live", "compare";
+   * "attention" and "flow" are of the event. */
   screen: string;
   /** The recording that the open one is held against. */
   vs: string | null;
@@ -24,7 +31,8 @@ export interface Route {
 }
 
 const EMPTY: Route = {
-  r: null, e: 0, t: null, ix: null, sl: null, plane: "mean", z: null, screen: "", vs: null,
+  r: null, e: 0, t: null, l: null, bench: false, o: null, ix: null, sl: null, plane: "mean", z: null,
+  screen: "", vs: null,
   on: null, flags: [],
 };
 
@@ -37,7 +45,8 @@ const numbers = (text: string | null): number[] | null => {
 
 export function parse(hash: string): Route {
   const [path, query] = hash.replace(/^#/, "").split("?", 2);
-  const parts = path.split("/").filter(Boolean);
+  const words = path.split("/").filter(Boolean);
+  const parts = words.filter((word) => word !== "bench");
   const found: Record<string, string> = {};
   for (let i = 0; i + 1 < parts.length; i += 2) found[parts[i]] = parts[i + 1];
   const asked = new URLSearchParams(query ?? "");
@@ -46,6 +55,9 @@ export function parse(hash: string): Route {
     r: found.r ? decodeURIComponent(found.r) : null,
     e: whole(found.e) ?? 0,
     t: whole(found.t),
+    bench: words.length > parts.length,
+    o: asked.get("o"),
+    l: whole(asked.get("l") ?? undefined),
     ix: numbers(asked.get("ix")),
     sl: asked.get("sl") === "" ? [] : numbers(asked.get("sl")),
     plane: asked.get("p") ?? "mean",
@@ -64,8 +76,11 @@ export function format(x: Route): string {
   if (x.flags.length) asked.push(`f=${x.flags.join(",")}`);
   let text = x.screen ? `#/s/${x.screen}` : "#";
   if (x.r !== null) text += `/r/${encodeURIComponent(x.r)}/e/${x.e}`;
-  if (x.r !== null && x.t !== null) {
-    text += `/t/${x.t}`;
+  if (x.r !== null && x.bench) text += "/bench";
+  if (x.bench && x.o !== null) asked.push(`o=${encodeURIComponent(x.o)}`);
+  if (x.r !== null && x.t !== null) text += `/t/${x.t}`;
+  if (x.r !== null && x.l !== null) asked.push(`l=${x.l}`);
+  if (x.r !== null && (x.t !== null || x.bench || x.screen)) {
     if (x.ix) asked.push(`ix=${x.ix.join(",")}`);
     if (x.sl) asked.push(`sl=${x.sl.join(",")}`);
     if (x.plane !== "mean") asked.push(`p=${x.plane}`);

@@ -91,7 +91,7 @@ function nodesOf(here: string, now: Event | null): Node[] {
   const run = now && now.phase !== "update" ? now.run : null;
   const own = events.value.filter(
     (e) => groups.value[e.k] === here && (run === null || e.run === run));
-  const forward = own.filter((e) => e.phase !== "backward");
+  const forward = own.filter((e) => e.phase === "forward" || e.phase === "update");
   return forward.map((e, i) => ({
     e,
     back: own.filter((b) => b.phase === "backward" && b.twin === e.k),

@@ -77,6 +77,7 @@ async function open(r: string | null): Promise<void> {
   recording.value = shown.value = null;
   verification.value = { state: "none" };
   playing.value = false;
+  walked = -1;
   if (r === null) return;
   try {
     const found = await api.recording(r);
@@ -90,21 +91,33 @@ async function open(r: string | null): Promise<void> {
 /** Pictures fetched with an event; AdamW has hundreds, which come as they are looked at. */
 const PICTURES = 12;
 let stale = new AbortController();
+/** Events on either side that are fetched before they are asked for, and how far they are kept. */
+const NEAR = [1, 2, -1];
+const KEPT = 3;
+const ahead = new Map<number, AbortController>();
 
 /** Fetch the event and its pictures, show it, then fetch its neighbours; what is stale stops. */
 async function load(r: string, k: number): Promise<void> {
   stale.abort();
   const { signal } = (stale = new AbortController());
+  for (const [n, fetching] of ahead) if (Math.abs(n - k) > KEPT) fetching.abort();
   try {
     const found = await fetchEvent(r, k, signal);
     if (signal.aborted) return;
     shown.value = found;
     measure();
-    await Promise.all([k + 1, k - 1].filter((n) => n >= 0 && n < events.value.length)
-      .map((n) => fetchEvent(r, n, signal)));
+    for (const n of NEAR) await fetchAhead(r, k + n, signal);
   } catch (error) {
     fail(error);
   }
+}
+
+/** Its own request, so that a step towards it does not end what it needs. */
+async function fetchAhead(r: string, k: number, signal: AbortSignal): Promise<void> {
+  if (signal.aborted || !events.value[k] || ahead.has(k)) return;
+  const fetching = new AbortController();
+  ahead.set(k, fetching);
+  await fetchEvent(r, k, fetching.signal).finally(() => ahead.delete(k));
 }
 
 /** From the key to the picture, in the browser's performance log. */
@@ -154,19 +167,27 @@ export function go(k: number): void {
   if (to === at.value) return;
   performance.mark("step");
   const follow = route.value.t === null ? null : events.value[to].first;
-  navigate(follow === null ? { e: to } : { e: to, ...tensorView(follow) });
+  const view = route.value.screen ? {} : tensorView(follow); // a screen keeps its cursor
+  navigate({ e: to, o: null, ...view });
 }
 
-const tensorView = (t: number) => ({ t, ix: null, sl: null, z: null });
+const tensorView = (t: number | null) => ({ t, ix: null, sl: null, z: null });
 
 export function inspect(v: number, ix: number[] | null = null): void {
-  navigate({ ...tensorView(v), ix });
+  navigate({ ...tensorView(v), ix, screen: "" });
 }
 
 export const closeTensor = (): void => navigate({ t: null, ix: null, sl: null, z: null });
 
 export const openRecording = (r: string | null): void =>
-  navigate({ r, e: 0, t: null, ix: null, sl: null, z: null, screen: "", vs: null });
+  navigate({ r, e: 0, l: null, bench: false, o: null, ...tensorView(null), screen: "", vs: null });
+
+/** Another screen over the event, or the event again. */
+export const toggleScreen = (name: string): void => {
+  if (route.value.r === null) return;
+  const screen = route.value.screen === name ? "" : name;
+  navigate({ screen, bench: false, o: null, t: null, l: null, ix: null, sl: null, z: null });
+};
 
 export function layer(direction: 1 | -1): void {
   const segment = segments.value.findIndex((s) => at.value >= s.first && at.value <= s.last);
@@ -180,11 +201,34 @@ export function twin(): void {
   else go(other);
 }
 
+/** Where the last walk from one event that is not finite to another has led. */
+let walked = -1;
+
+/** First to the origin, wherever we are: the first event with something not finite, which is in the
+ * forward pass when the backward only inherits it.  From there on to the next or the one before. */
 export function bad(direction: 1 | -1): void {
-  let k = at.value + direction;
-  while (events.value[k] && !events.value[k].bad) k += direction;
-  if (events.value[k]) go(k);
-  else say(direction > 0 ? "no NaN or ∞ after this event" : "no NaN or ∞ before this event");
+  const origin = events.value.findIndex((e) => e.bad);
+  if (origin < 0) return say("every number of this step is finite");
+  let k = origin;
+  if (at.value === walked || at.value === origin) {
+    k = at.value + direction;
+    while (events.value[k] && !events.value[k].bad) k += direction;
+    if (!events.value[k]) {
+      return say(direction > 0 ? "no NaN or ∞ after this event" : "the origin: no NaN or ∞ before");
+    }
+  }
+  walked = k;
+  go(k);
+  if (k === origin) void sayOrigin(k).catch(fail);
+}
+
+/** Whether the event made what is not finite out of finite numbers. */
+async function sayOrigin(k: number): Promise<void> {
+  const { ins } = await api.event(route.value.r!, k);
+  const given = ins.filter(({ version: { statistics: s } }) => s.nans + s.infs > 0);
+  const names = [...new Set(given.map((o) => o.version.tensor))].join(", ");
+  say(names ? `the origin: ${names} was not finite when it came here`
+    : "the origin: all that this event read is finite");
 }
 
 /** The version of a tensor before or after: of the open one, or of the event's first output. */

@@ -8,6 +8,7 @@ import {
 } from "./breakpoints";
 import { PHASES } from "./card";
 import { theme } from "./colour";
+import { enlarged } from "./format";
 import { groupsOf, placesOf, type Place } from "./groups";
 import {
   at, events, fail, go, groups, note, overlay, playing, rate, RATES,
@@ -118,7 +119,7 @@ function Lanes({ onHover }: { onHover: (k: number | null) => void }) {
   const list = events.value;
   const { places, columns } = memo(list);
   useEffect(() => {
-    const watch = new ResizeObserver(([box]) => setWidth(box.contentRect.width));
+    const watch = new ResizeObserver(([box]) => setWidth(box.contentRect.width / enlarged()));
     watch.observe(canvas.current!.parentElement!);
     return () => watch.disconnect();
   }, []);
@@ -137,7 +138,7 @@ function Lanes({ onHover }: { onHover: (k: number | null) => void }) {
     <div class="lanes" role="slider" tabIndex={0} aria-label="Event" aria-valuemin={0}
       aria-valuemax={list.length - 1} aria-valuenow={at.value}
       aria-valuetext={now ? `${now.phase}: ${now.text}` : ""}>
-      <canvas ref={canvas} height={HEIGHT} style={{ height: `${HEIGHT}px` }}
+      <canvas ref={canvas} height={HEIGHT} style={{ height: `${HEIGHT * enlarged()}px` }}
         onPointerMove={move} onPointerLeave={() => onHover(null)}
         onPointerDown={(e) => { const k = find(e); if (k !== null) go(k); }}
         onDblClick={(e) => { const k = find(e); if (k !== null) toggleStop(k); }} />
@@ -156,8 +157,8 @@ const laneTop = (lane: number) => HEAD + lane * (LANE + GAP);
 
 function nearest(e: MouseEvent, width: number, places: Place[], columns: number): number | null {
   const { left, top } = (e.currentTarget as HTMLElement).getBoundingClientRect();
-  const x = ((e.clientX - left - LABELS) / (width - LABELS)) * columns;
-  const lane = Math.max(0, Math.min(2, Math.floor((e.clientY - top - HEAD) / (LANE + GAP))));
+  const x = (((e.clientX - left) / enlarged() - LABELS) / (width - LABELS)) * columns;
+  const lane = Math.max(0, Math.min(2, Math.floor(((e.clientY - top) / enlarged() - HEAD) / (LANE + GAP))));
   const k = places.findIndex((p) => p.lane === lane && x >= p.x && x < p.x + p.width);
   return k < 0 ? null : k;
 }
@@ -171,16 +172,20 @@ interface Pen {
 function paintLanes(
   canvas: HTMLCanvasElement, width: number, places: Place[], columns: number, list: Event[],
 ): void {
-  const ratio = devicePixelRatio;
+  const ratio = devicePixelRatio * enlarged();
   canvas.width = Math.round(width * ratio);
   canvas.height = Math.round(HEIGHT * ratio);
-  canvas.style.width = `${width}px`;
+  canvas.style.width = `${width * enlarged()}px`;
   const style = getComputedStyle(canvas);
   const c = canvas.getContext("2d")!;
   c.scale(ratio, ratio);
   c.font = `11px ${style.fontFamily}`;
   c.textBaseline = "middle";
-  const colour = (name: string) => style.getPropertyValue(`--${name}`).trim();
+  const known = new Map<string, string>(); // asking the style for each of hundreds takes long
+  const colour = (name: string) => {
+    if (!known.has(name)) known.set(name, style.getPropertyValue(`--${name}`).trim());
+    return known.get(name)!;
+  };
   const pen = { c, unit: (width - LABELS) / columns, colour };
   labels(pen, list, places);
   for (const e of list) cell(pen, e, places[e.k]);

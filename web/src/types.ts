@@ -35,7 +35,8 @@ export interface Run {
   recordings: RecordingInfo[];
 }
 
-export type Phase = "forward" | "backward" | "update";
+/** recompute: a forward line done again in the backward pass. */
+export type Phase = "forward" | "recompute" | "backward" | "update";
 
 export interface Event {
   k: number;
@@ -74,6 +75,8 @@ export interface Manifest {
   runs: number;
   loss?: number | string;
   grad_norm?: number | string;
+  /** Whether what was recorded is the run's own program, or the plain one. */
+  program?: "own" | "plain";
   own?: Own;
   fork?: Fork;
   sources?: Record<string, string>;
@@ -160,6 +163,32 @@ export interface Maths {
   numpy: string;
 }
 
+/** The size of things along the layers; null: not in the recording. */
+export interface FlowPart {
+  name: string;
+  x: number | null;
+  growth: number | null;
+  dx: number | null;
+  w: number | null;
+  dw: number | null;
+  update: number | null;
+}
+
+export interface Flow {
+  parts: FlowPart[];
+  maps: { att: number | null; datt: number | null }[];
+}
+
+/** Small attention maps of every layer and head, as shades. */
+export interface Maps {
+  layers: number;
+  heads: number;
+  height: number;
+  width: number;
+  largest: number;
+  values: Float32Array;
+}
+
 export interface Divergence {
   event: number | null;
   text: string;
@@ -188,4 +217,91 @@ export interface Tile {
   width: number;
   values: Float32Array | null;
   planes: Planes | null;
+}
+
+// ------------------------------------------------------------ the gradient bench
+
+/** Numbers that are not finite come as words. */
+export type Real = number | string;
+
+export interface BenchOperand {
+  name: string;
+  adds: boolean;
+  dims: string[];
+  version: number;
+  tensor: string;
+  number: number;
+  shape: number[];
+  dtype: string;
+}
+
+export interface BenchPlan {
+  k: number;
+  op: string;
+  forward: number | null;
+  device: string;
+  dtype: string;
+  /** Gradients of the forward's inputs x, and what the recorded backward made of them. */
+  maths: { name: string; of: string; x: BenchOperand; recorded: BenchOperand | null }[];
+  upstream: { name: string; why_random: string; recorded: BenchOperand | null }[];
+  parameters: string[];
+  kernel: BenchOperand[];
+  stored: boolean;
+}
+
+export interface Judged {
+  name: string;
+  error: Real;
+  bound: Real;
+  ok: boolean;
+}
+
+export interface MathsRow extends Judged {
+  of: string;
+  cells: number;
+  size: number;
+  direction: Real;
+  worst: { index: number[]; error: Real; numeric: Real; by_hand: Real } | null;
+}
+
+export interface KernelRow extends Judged {
+  size: number;
+  same: boolean;
+  worst: { index: number[]; found: Real; true: Real };
+}
+
+export interface ModelRow extends Judged {
+  numeric: Real;
+  by_hand: Real;
+}
+
+export interface MathsCheck { rows: MathsRow[]; seed: number }
+export interface KernelCheck { rows: KernelRow[]; ran: string | null; why_not_run: string }
+export interface ModelCheck { rows: ModelRow[]; loss: Real; parameters: number; tokens: number }
+
+export interface StepPoint { h: number; numeric: Real; error: Real }
+
+export interface Steps {
+  of: string;
+  name: string;
+  index: number[];
+  x: Real;
+  by_hand: Real;
+  norm: Real;
+  points: StepPoint[];
+  used: StepPoint;
+  bound: number;
+}
+
+export interface Update {
+  tensor: string;
+  index: number[];
+  t: number;
+  decays: boolean;
+  symbols: Record<string, string>;
+  clip: { factor: string; norm: string | null; max_norm: string };
+  lines: { name: string; formula: string; numbers: string; value: string }[];
+  results: {
+    name: string; by_hand: string; recorded: string; version: number; ulps: number | null;
+  }[];
 }

@@ -15,6 +15,9 @@ registers; tiles above the diagonal are never touched:
     attention     reads qkv, writes y and lse: 4·B·T·NH·HS numbers
     d_attention   reads qkv and y once, dy twice, writes dqkv: 9·B·T·NH·HS numbers
 
+GPT-2's own case on Hopper, bf16 and head size 64, is computed by the same algorithm in Gluon, where
+groups of warps have tasks of their own: gpu_forward.py, gpu_backward.py.
+
 q, k, v, dq, dk, dv lie packed in (B, T, 3, NH, HS) and are read and written there, no permutes.
 
 The backward recomputes a tile once and uses it for dq, dk and dv: five products, where a kernel for
