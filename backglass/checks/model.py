@@ -8,6 +8,7 @@ eager         the same lines executed at once give the same bits
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
