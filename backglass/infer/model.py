@@ -210,7 +210,7 @@ class Model:
     def __repr__(self) -> str:
         c = self.c
         return (
-            f"<{models.of(c).TITLE} {self.source}: {c.layers} layers, {c.heads} heads, "
+            f"<{models.title(c)} {self.source}: {c.layers} layers, {c.heads} heads, "
             f"{c.channels} channels, "
             f"{self.layout.count:,} parameters, vocabulary {c.vocab_size:,}, context "
             f"{c.max_seq_len:,}, {self.layout.dtype} on {self.device.name}>"

@@ -23,6 +23,11 @@ def of(c: Any) -> ModuleType:
     return sys.modules[type(c).__module__]
 
 
+def title(c: Any) -> str:
+    """What a config's model is called: what its file begins with."""
+    return (of(c).__doc__ or "").partition(":")[0]
+
+
 def adapted(c: Any, **changes: Any) -> Any:
     """The config with those of the changes that its model knows: no dropout for a model that never
     has any."""

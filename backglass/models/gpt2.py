@@ -13,23 +13,21 @@ from dataclasses import dataclass
 
 from backglass.layout import Param
 
-TITLE = "GPT-2"
-W = dict(init=0.02, decay=True)
 H = "transformer.h.{l}."  # names in Hugging Face's files
 PARAMS = (
-    Param("wte", "Vp C", **W, hf="transformer.wte.weight"),
-    Param("wpe", "P C", **W, hf="transformer.wpe.weight"),
+    Param("wte", "Vp C", init=0.02, decay=True, hf="transformer.wte.weight"),
+    Param("wpe", "P C", init=0.02, decay=True, hf="transformer.wpe.weight"),
     Param("ln1w", "L C", ones=True, hf=H + "ln_1.weight"),
     Param("ln1b", "L C", hf=H + "ln_1.bias"),
-    Param("qkvw", "L 3*C C", **W, hf=H + "attn.c_attn.weight^T"),
+    Param("qkvw", "L 3*C C", init=0.02, decay=True, hf=H + "attn.c_attn.weight^T"),
     Param("qkvb", "L 3*C", hf=H + "attn.c_attn.bias"),
-    Param("attprojw", "L C C", **W, residual=True, hf=H + "attn.c_proj.weight^T"),
+    Param("attprojw", "L C C", init=0.02, residual=True, decay=True, hf=H + "attn.c_proj.weight^T"),
     Param("attprojb", "L C", hf=H + "attn.c_proj.bias"),
     Param("ln2w", "L C", ones=True, hf=H + "ln_2.weight"),
     Param("ln2b", "L C", hf=H + "ln_2.bias"),
-    Param("fcw", "L F C", **W, hf=H + "mlp.c_fc.weight^T"),
+    Param("fcw", "L F C", init=0.02, decay=True, hf=H + "mlp.c_fc.weight^T"),
     Param("fcb", "L F", hf=H + "mlp.c_fc.bias"),
-    Param("fcprojw", "L C F", **W, residual=True, hf=H + "mlp.c_proj.weight^T"),
+    Param("fcprojw", "L C F", init=0.02, residual=True, decay=True, hf=H + "mlp.c_proj.weight^T"),
     Param("fcprojb", "L C", hf=H + "mlp.c_proj.bias"),
     Param("lnfw", "C", ones=True, hf="transformer.ln_f.weight"),
     Param("lnfb", "C", hf="transformer.ln_f.bias"),
@@ -46,12 +44,9 @@ ACTS = dict(
 )  # fmt: skip
 
 # What may be recomputed, alone or together: cheap pieces first, the whole block last.
-RECOMPUTE = dict(
-    gelu="fch_gelu", ln="ln1 ln2", fch="fch fch_gelu", qkv="qkv",
-    block="ln1 qkv atty attproj res2 ln2 fch fch_gelu fcproj",
-)  # fmt: skip
+RECOMPUTE = ("fch_gelu", "ln1 ln2", "fch fch_gelu", "qkv",
+             "ln1 qkv atty attproj res2 ln2 fch fch_gelu fcproj")  # fmt: skip
 # What `check` tries, in float64: the last variant, which has most lines, is where bugs are planted.
-SMALL = dict(layers=2, heads=3, channels=15, vocab_size=11, max_seq_len=7)
 VARIANTS = ({}, {"dropout": 0.2}, {"attention": "explicit"})
 
 
@@ -85,10 +80,8 @@ class Config:
 
     def sizes(self, B: int, T: int) -> dict[str, int]:
         C, NH = self.channels, self.heads
-        return dict(
-            B=B, T=T, L=self.layers, C=C, NH=NH, KV=NH, HS=C // NH, F=4 * C,
-            V=self.vocab_size, Vp=self.padded_vocab_size, P=self.max_seq_len,
-        )  # fmt: skip
+        return dict(B=B, T=T, L=self.layers, C=C, NH=NH, KV=NH, HS=C // NH, F=4 * C,
+                    V=self.vocab_size, Vp=self.padded_vocab_size, P=self.max_seq_len)  # fmt: skip
 
 
 def block_forward(ops, c, p, a, x, io, l):
@@ -174,8 +167,7 @@ def forward(ops, c, p, a, io):
 
 def backward(ops, c, p, a, dp, da, io):
     V = c.vocab_size
-    xs = [a.embd_drop if c.dropout else a.embd, *(h.res3 for h in a.h)]
-    dxs = [da.embd_drop if c.dropout else da.embd, *(h.res3 for h in da.h)]
+    xs, dxs = ([s.embd_drop if c.dropout else s.embd, *(h.res3 for h in s.h)] for s in (a, da))
     ops.d_softmax_xent(da.logits, io.dloss, a.logits, a.logits_lse, io.targets, vocab_size=V)
     ops.d_matmul_w(+dp.wte, da.logits, a.lnf)
     ops.d_matmul_x(da.lnf, da.logits, p.wte)

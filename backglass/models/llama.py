@@ -1,4 +1,4 @@
-"""LLaMA and its kin: forward and backward, line under line.
+"""LLaMA: forward and backward, line under line.
 
 Pre-norm blocks without biases: RMSNorm, rotated queries and keys, several query heads to one of
 keys and values, SwiGLU.  By Config also Mistral (window), Qwen2 (qkv_bias), Qwen3 (qk_norm).
@@ -17,7 +17,6 @@ import numpy as np
 
 from backglass.layout import Param
 
-TITLE = "LLaMA"
 W = dict(init=0.02, decay=True)
 H = "model.layers.{l}."  # names in Hugging Face's files
 Q, K, V = (f"{H}self_attn.{x}_proj" for x in "qkv")
@@ -57,18 +56,14 @@ ACTS = dict(
 TABLES = dict(cos="P HS2", sin="P HS2")  # constants that the host makes
 
 # What may be recomputed, alone or together: cheap pieces first, the whole block last.
-RECOMPUTE = dict(
-    swiglu="glu", norm="norm1 norm2", gateup="gateup glu", rope="qkv_rope", qkv="qkv qkv_rope",
-    block="norm1 qkv qkv_rope atty attproj res2 norm2 gateup glu down",
-)  # fmt: skip
+RECOMPUTE = ("glu", "norm1 norm2", "gateup glu", "qkv_rope", "qkv qkv_rope",
+             "norm1 qkv qkv_rope atty attproj res2 norm2 gateup glu down")  # fmt: skip
 # What `check` tries, in float64: the last variant, which has most lines, is where bugs are planted.
-SMALL = dict(
-    layers=2, heads=4, kv_heads=2, head_size=6, channels=15, hidden=7, vocab_size=11, max_seq_len=7
-)
+HEADS = dict(heads=4, head_size=6, hidden=7)
 VARIANTS = (
-    {},
-    {"kv_heads": 4, "rope_scaling": "2 1 4 70", "norm_eps": 0.01},
-    {"kv_heads": 1, "tied": False, "window": 3, "qkv_bias": True, "qk_norm": True},
+    HEADS | dict(kv_heads=2),
+    HEADS | dict(kv_heads=4, rope_scaling="2 1 4 70", norm_eps=0.01),
+    HEADS | dict(kv_heads=1, tied=False, window=3, qkv_bias=True, qk_norm=True),
 )
 
 

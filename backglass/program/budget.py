@@ -147,12 +147,12 @@ def frontier(model: ModuleType, c: Any, B: int, T: int, dtype: str, **options: A
     return kept
 
 
-def choices(groups: dict[str, str]) -> Iterator[tuple[str, ...]]:
-    """Every set of fields the groups can make, none twice; a group is names in one text."""
+def choices(groups: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Every set of fields the groups can make, none twice; a group is fields in one text."""
     seen = set()
     for k in range(len(groups) + 1):
-        for names in itertools.combinations(groups, k):
-            fields = tuple(sorted({f for name in names for f in groups[name].split()}))
+        for chosen in itertools.combinations(groups, k):
+            fields = tuple(sorted({f for group in chosen for f in group.split()}))
             if fields not in seen:
                 seen.add(fields)
                 yield fields

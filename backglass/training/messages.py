@@ -15,7 +15,7 @@ from backglass.training.settings import Settings
 def headline(s: Settings, c: Any, count: int, loader: Loader) -> str:
     """The model, its data and its step; count: its parameters."""
     return (
-        f"{models.of(c).TITLE}, {s.layers} layers, {s.channels} channels, {count:,} parameters "
+        f"{models.title(c)}, {s.layers} layers, {s.channels} channels, {count:,} parameters "
         f"on {s.device} ({s.dtype}); {s.data}, {loader.windows * s.seq_len:,} training tokens, "
         f"vocabulary {c.vocab_size:,}; {s.tokens_per_step:,} tokens a step"
     )

@@ -139,7 +139,7 @@ def _must_match(c: Any, folder: Path, flag: str) -> None:
     """The folder's config.json must describe this run's model."""
     found = hf.read_config(folder)
     if type(found) is not type(c):
-        theirs, ours = (models.of(config).TITLE for config in (found, c))
+        theirs, ours = (models.title(config) for config in (found, c))
         raise wrong_use(f"{flag}: {folder} is a {theirs}, this run trains a {ours}")
     for name in (f.name for f in fields(c) if f.name not in ("dropout", "attention")):
         theirs, ours = getattr(found, name), getattr(c, name)

@@ -49,12 +49,10 @@ SPEC = OpSpec(
 
 
 def embed(ids, wte, wpe=None):
-    T = ids.shape[1]
-    return (wte[ids] if wpe is None else wte[ids] + wpe[:T],)
+    return (wte[ids] if wpe is None else wte[ids] + wpe[: ids.shape[1]],)
 
 
-def d_embed(dx, ids, *, V, P=0):
-    T, C = dx.shape[1:]
+def d_embed(dx, ids, *, T, C, V, P=0):
     dwte = np.zeros((V, C), dx.dtype)
     np.add.at(dwte, ids, dx)  # 4, 6
     dwpe = np.zeros((P, C), dx.dtype)  # 8
