@@ -193,6 +193,22 @@ def test_llama_folder_comes_back_byte_for_byte(tmp_path, changes):
     assert hf_config.read(hf_config.write(one.c, 0), tmp_path) == one.c
 
 
+def test_llama_is_converted_to_bf16_and_not_to_llmcs_format(tmp_path, capsys):
+    import backglass as bg
+    from backglass.cli import main
+
+    bg.train(tiny(steps=1, device="numpy"), tmp_path / "run", quiet=True)
+    run, folder = str(tmp_path / "run"), tmp_path / "bf16"
+    assert main(["convert", run, str(folder), "--to", "hf", "--dtype", "bf16"]) == 0
+    c = hf.read_config(folder)
+    layout = Layout(llama.PARAMS, c.sizes(1, 1), "fp32")
+    whole = bg.load(run, device="numpy").parameters
+    half = hf.tensors_in(layout, folder)
+    assert 0 < np.linalg.norm(half - whole) < 2.0**-8 * np.linalg.norm(whole)
+    assert main(["convert", run, str(tmp_path / "a.bin"), "--to", "llmc"]) == 2
+    assert "hold GPT-2 only" in capsys.readouterr().err
+
+
 def test_llama_folder_that_lacks_a_part_of_a_packed_tensor_is_refused(tmp_path):
     from safetensors.numpy import save_file
 

@@ -48,12 +48,18 @@ class Convert:
     json: Annotated[bool, arg(help="what was written as JSON")] = False
 
     def run(self) -> int:
+        from backglass import models
+        from backglass.models import gpt2
+
         dst = Path(self.dst).resolve()
         if dst.exists() and (dst.is_file() or any(dst.iterdir())):
             raise wrong_use(f"{self.dst} already exists; choose another name or delete it first")
         if self.to == "llmc" and dst.is_dir():
             raise wrong_use(f"{self.dst} is a folder; llm.c's model is one file, such as model.bin")
         c, layout, flat, tokenizer = read_any(Path(self.src))
+        if self.to == "llmc" and not isinstance(c, gpt2.Config):
+            kind = models.title(c)
+            raise wrong_use(f"--to llmc: {self.src} is a {kind}; llm.c's files hold GPT-2 only")
         tokenizer = self.chosen_tokenizer() or tokenizer
         if self.to == "hf" and tokenizer and tokenizer.vocab_size > c.vocab_size:
             raise wrong_use(
