@@ -51,7 +51,7 @@ BUGS = [
     ("attention", "fp32", "tl.minimum(groups, block + 1)", "tl.minimum(groups, block)"),
     ("attention", "fp32", "heads, slots):", "slots, slots):"),
     ("attention", "fp32", "mask=again", "mask=again | (m > first)"),
-    ("softmax_xent", "fp32", "acc * tl.exp(m_i - m_new)", "acc"),
+    ("softmax_xent", "fp32", "s_i * tl.exp(m_i - m_new)", "s_i"),
     ("softmax_xent", "fp32", "tl.where(cols < vocab_size, z", "tl.where(cols < V, z"),
     ("softmax_xent", "fp32", "weight, V, vocab_size, BLOCK_V)", "weight, V, V, BLOCK_V)"),
     ("embed", "fp32", "begins & (token != after)", "begins"),
