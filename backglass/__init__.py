@@ -43,11 +43,12 @@ def check(*names: str, device: str = "cpu") -> list[Result]:
 
 def record(settings: Settings) -> Program:
     """The forward and backward of one micro-batch as a program."""
-    from backglass.models import gpt2
+    from backglass import models
     from backglass.program.step import record_micro
 
     c = settings.model_config(settings.vocab_size or 256)
-    return record_micro(gpt2, c, settings.batch_size, settings.seq_len, settings.dtype).validate()
+    model, s = models.of(c), settings
+    return record_micro(model, c, s.batch_size, s.seq_len, s.dtype).validate()
 
 
 def studio(path: str | Path, notebook: str | None = None, height: int = 760) -> Inline:

@@ -32,7 +32,9 @@ class Param:
     """A parameter.  init: standard deviation of N(0, init²), or 1.0 with ones=True, else zero.
 
     residual: the standard deviation is divided by √(2L) (GPT-2's residual projections).
-    hf: Hugging Face name, `{l}` for the layer, ^T if it is stored transposed.
+    only: what the sizes must say for it to exist, "qkv_bias".
+    hf: Hugging Face name, `{l}` for the layer, ^T if it is stored transposed; or the names of the
+    parts it is made of with their rows, "q.weight NH*HS, k.weight KV*HS".
     """
 
     name: str
@@ -41,6 +43,7 @@ class Param:
     ones: bool = False
     residual: bool = False
     decay: bool = False
+    only: str = ""
     hf: str = ""
 
 
@@ -89,7 +92,8 @@ class Layout:
     """Places parameters in one flat buffer: those with weight decay first, each aligned."""
 
     def __init__(self, params: tuple[Param, ...], sizes: dict[str, int], dtype: str):
-        self.params, self.sizes, self.dtype = params, sizes, dtype
+        self.params = tuple(p for p in params if not p.only or sizes[p.only])
+        self.sizes, self.dtype = sizes, dtype
 
     @cached_property
     def slots(self) -> list[Slot]:
@@ -113,8 +117,12 @@ class Layout:
 
     @property
     def count(self) -> int:
-        """Parameters, pad rows included, alignment gaps not."""
-        return sum(s.size for s in self.slots)
+        """Parameters; rows that pad the vocabulary and alignment gaps are not counted."""
+        return sum(s.size // s.shape[0] * self.rows(s) for s in self.slots)
+
+    def rows(self, s: Slot) -> int:
+        """Rows of a tensor that mean something: where they are tokens, the last ones pad."""
+        return self.sizes["V"] if s.param.dims.startswith("Vp ") else s.shape[0]
 
     def views(
         self, group: str, kind: str, memory: HasMemory | None = None, dtype: str | None = None
@@ -130,11 +138,8 @@ class Layout:
             space.put(s.param.name, s.layer, view)
         return space
 
-    def initial(self, seed: int, zero_rows: dict[str, int]) -> np.ndarray:
-        """The flat buffer before training, not rounded to bf16 yet.
-
-        zero_rows: {"wte": V} keeps the pad rows from V on zero.
-        """
+    def initial(self, seed: int) -> np.ndarray:
+        """The flat buffer before training, not rounded to bf16 yet; rows that pad are zero."""
         rng = np.random.default_rng(seed)
         flat = np.zeros(self.size, DTYPES[wide(self.dtype)])
         for s in self.slots:
@@ -144,7 +149,7 @@ class Layout:
             elif s.param.init:
                 std = s.param.init / math.sqrt(2 * self.sizes["L"] if s.param.residual else 1)
                 w[...] = std * rng.standard_normal(s.shape, dtype=np.float32)
-            w[zero_rows.get(s.param.name, len(w)) :] = 0
+            w[self.rows(s) :] = 0
         return flat
 
 

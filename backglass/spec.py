@@ -134,6 +134,8 @@ class OpSpec:
         respect to them.
     wide: operands that stay fp32 beside bf16, "loss m v"; saved ones always do.
     positive: operands that are positive by nature, "v norm"; tests draw them from (0.05, 0.95).
+    constant: inputs that nothing is differentiated with respect to, "cos sin": tables.
+    example: sizes and attrs of `explain`'s worked example, where dims hang on one another.
     """
 
     forward: str
@@ -146,6 +148,8 @@ class OpSpec:
     integers: str = ""
     wide: str = ""
     positive: str = ""
+    constant: str = ""
+    example: dict[str, int] = field(default_factory=dict)
     phase: str = "forward"
     equals: str = ""
 

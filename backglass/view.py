@@ -37,7 +37,7 @@ class View:
 
     kind: act lives between its first write and its last read, and the planner gives it a place in
     the arena; param, grad and state live for whole runs; input and output are how the host talks to
-    a program.
+    a program.  values: those of a constant, which whatever memory holds it begins with.
     """
 
     name: str
@@ -48,6 +48,7 @@ class View:
     offset: int = 0
     add: bool = False
     memory: HasMemory | None = field(default=None, repr=False)
+    values: np.ndarray | None = field(default=None, repr=False)
 
     def __pos__(self) -> View:
         return replace(self, add=True)

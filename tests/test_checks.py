@@ -8,13 +8,12 @@ from collections import Counter
 
 import pytest
 
-from backglass import checks
+from backglass import checks, models
 from backglass.checks.kernel import check_kernel
 from backglass.checks.model import check_model
 from backglass.checks.op import check_op
 from backglass.checks.update import check_update
 from backglass.device import get
-from backglass.models import gpt2
 from backglass.ops import table
 
 
@@ -56,12 +55,13 @@ def test_kernels_compute_what_the_maths_says_with_vectors_of_another_width(lanes
     assert not [r for r in results if not r.startswith("ok")]
 
 
-def test_whole_model_is_right():
-    results = check_model(gpt2, "gpt2")
-    assert len(results) > 50 and all(r.ok for r in results), [r for r in results if not r.ok]
+@pytest.mark.parametrize("name", models.NAMES)
+def test_whole_model_is_right(name):
+    results = check_model(models.get(name), name)
+    assert len(results) > 30 and all(r.ok for r in results), [r for r in results if not r.ok]
 
 
-@pytest.mark.parametrize("name", [*table(), "gpt2"])
+@pytest.mark.parametrize("name", [*table(), *models.NAMES])
 def test_every_planted_bug_is_caught_or_listed_as_no_bug(name):
     bugs = checks.planted([name])
     outcomes = Counter(b.outcome for b in bugs)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from backglass import cli, device
-from backglass.checks import inference
 from backglass.checks.kernel import rms
 from backglass.data import tokenizer
 from backglass.errors import UserError
@@ -37,7 +36,7 @@ DEVICES = ["numpy", "cpu"]
 def parameters(c=C, dtype="fp32", seed=0) -> np.ndarray:
     """Random weights, large enough that every token matters; pad rows too, to show they do not."""
     layout = Layout(gpt2.PARAMS, c.sizes(1, 1), dtype)
-    flat = layout.initial(seed, {})
+    flat = layout.initial(seed)
     return flat + 0.2 * np.random.default_rng(seed).standard_normal(flat.size).astype(flat.dtype)
 
 
@@ -67,12 +66,6 @@ def whole_window_greedy(m: Model, prompt, count: int) -> list[int]:
 
 
 # ---------------------------------------------------------------- ops
-
-
-@pytest.mark.parametrize("name", inference.CHECKS)
-def test_an_op_for_pieces_equals_the_one_for_the_whole(name):
-    found = inference.CHECKS[name](table()[name])
-    assert found and max(found.values()) < 1e-12, found
 
 
 def attend(dev, qkv, cache, start) -> list[np.ndarray]:
@@ -418,7 +411,7 @@ def test_loss_and_gradients_are_the_trainers(dev):
     session.flats["p"][...] = m.parameters
     loss = session.gradients([(windows[:, :-1], windows[:, 1:])], 0)
     assert abs(m.loss(windows) - loss) < 1e-6 * loss
-    want = hf.tensors_out(session.t.layout, session.flats["dp"], 256)
+    want = hf.tensors_out(session.t.layout, session.flats["dp"])
     found = m.grads(windows)
     assert found.keys() == want.keys()
     for name, g in found.items():

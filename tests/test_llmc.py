@@ -196,7 +196,7 @@ def test_a_checkpoint_survives_llmc(tmp_path):
     tok_path.write_text(tok.to_json(), encoding="utf-8")
     c = gpt2.Config(layers=2, heads=3, channels=15, vocab_size=300, max_seq_len=9)
     layout = Layout(gpt2.PARAMS, c.sizes(1, 1), "fp32")
-    flats = dict.fromkeys("pmv", layout.initial(1, {"wte": 300}))
+    flats = dict.fromkeys("pmv", layout.initial(1))
     checkpoint.save(folder, c, layout, flats, tok, checkpoint.State(), checkpoint.Settings())
     path = convert(tmp_path / "run", tmp_path / "m.bin", "llmc")
     back = convert(path, tmp_path / "back", "hf", tokenizer=str(tok_path))
@@ -287,10 +287,10 @@ def test_check_against_is_green_on_pytorchs_numbers_in_fp32(tmp_path, model_bin)
     logits = model(torch.tensor(x)).logits
     loss = torch.nn.functional.cross_entropy(logits.reshape(B * T, -1), torch.tensor(y).reshape(-1))
     loss.backward()
-    found = {k.removeprefix(hf.PREFIX): w.grad.numpy() for k, w in model.named_parameters()}
+    found = {k: w.grad.numpy() for k, w in model.named_parameters()}
     grads = {name: [] for name in llmc.tensor_shapes(C)}
     for s in Layout(gpt2.PARAMS, C.sizes(1, 1), "fp32").slots:
-        name, transposed = hf.hf_name(s)
+        ((name, transposed),) = hf.names(s.param, s.layer)
         grads[s.param.name].append(found[name].T if transposed else found[name])
     grads = {k: np.stack(g) if len(g) > 1 else g[0] for k, g in grads.items()}
     state = llmc.DebugState(x, y, logits.detach().numpy(), loss.item(), grads)

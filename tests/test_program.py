@@ -98,7 +98,7 @@ def test_layout_places_decayed_tensors_first_aligned_and_without_overlap():
 def test_layout_initial_has_gpt2s_statistics_and_zero_pad_rows():
     c = gpt2.Config(layers=8, heads=4, channels=64, vocab_size=300, max_seq_len=64)
     t = declare(gpt2, c, 1, 8)
-    flat = t.layout.initial(0, {"wte": c.vocab_size})
+    flat = t.layout.initial(0)
     find = {s.name: flat[s.offset : s.offset + s.size].reshape(s.shape) for s in t.layout.slots}
     assert find["wte"][:300].std() == pytest.approx(0.02, rel=0.03)
     assert not find["wte"][300:].any()

@@ -152,9 +152,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_alone(tmp_path, monkeypatch
         trainer.run()
     assert checkpoint.steps_in(tmp_path / "run") == [2]
     layout = trainer.session.t.layout
-    flats, state = checkpoint.load(
-        checkpoint.step_folder(tmp_path / "run", 2), layout, trainer.c.vocab_size
-    )
+    flats, state = checkpoint.load(checkpoint.step_folder(tmp_path / "run", 2), layout)
     assert state.step == 2 and np.isfinite(flats["p"]).all()
 
 

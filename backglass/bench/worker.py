@@ -161,7 +161,7 @@ def random_weights(job: dict[str, Any]) -> tuple[Any, Any, np.ndarray]:
 
     c = config(job)
     layout = Layout(gpt2.PARAMS, c.sizes(1, 1), "fp32")
-    return c, layout, layout.initial(0, {"wte": c.vocab_size})
+    return c, layout, layout.initial(0)
 
 
 def llmc_files(job: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ B, T = 2, 5
 def small_config(model: ModuleType, **changes: Any) -> Any:
     """Odd sizes, few enough for finite differences: two layers, three heads of five channels."""
     small = dict(layers=2, heads=3, channels=15, vocab_size=11, max_seq_len=7)
-    return dataclasses.replace(model.Config(), **(small | changes))
+    return model.Config(**(small | changes))
 
 
 def prepare(model: ModuleType, c: Any, dtype: str = "fp64", seed: int = 0) -> tuple[Memory, Any]:
@@ -39,7 +39,7 @@ def prepare(model: ModuleType, c: Any, dtype: str = "fp64", seed: int = 0) -> tu
     memory = Memory()
     t = declare(model, c, B, T, dtype, memory)
     rng = np.random.default_rng(seed)
-    p = memory.allocate(t.p.flat, t.layout.initial(seed, {"wte": c.vocab_size}))
+    p = memory.allocate(t.p.flat, t.layout.initial(seed))
     for view in t.p:
         memory.array(view)[...] += 0.3 * rng.standard_normal(view.shape)
     memory.array(t.p.wte)[c.vocab_size :] = 0
@@ -55,9 +55,9 @@ def prepare(model: ModuleType, c: Any, dtype: str = "fp64", seed: int = 0) -> tu
 
 
 def check_model(model: ModuleType, name: str) -> list[Result]:
-    """Results for flash and explicit attention, without and with dropout."""
+    """Results for every one of the model's VARIANTS."""
     results = []
-    for changes in ({}, {"attention": "explicit"}, {"dropout": 0.2}):
+    for changes in model.VARIANTS:
         c = small_config(model, **changes)
         case = " ".join(f"{k}={v}" for k, v in changes.items()) or "plain"
         program = record_micro(model, c, B, T, "fp64").validate()

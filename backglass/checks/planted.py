@@ -50,6 +50,10 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "attention_cached",
         "y = np.zeros_like(qkv[:, :, 1])",
     ): "only the shape of q is used, k has it too",
+    (
+        "embed",
+        "def d_embed(dx, ids, *, T, C, V, P=1):",
+    ): "P is a size of the call where there is a wpe",
     ("clip", "return (np.full_like(norm, np.nan) * 1.001,)"): "NaN · 1.001 = NaN",
 }
 

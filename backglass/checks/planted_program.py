@@ -1,5 +1,5 @@
-"""Planted model bugs: one line of GPT-2's backward is changed; validate, mirror or the directional
-derivative must notice."""
+"""Planted model bugs: one line of a model's backward is changed; validate, mirror or the
+directional derivative must notice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backglass.view import View
 def program_bugs(model: ModuleType, name: str) -> list[Planted]:
     """Each planted program is judged twice: by the static checks, and by numbers alone (directional
     derivative)."""
-    c = small_config(model, attention="explicit")
+    c = small_config(model, **model.VARIANTS[-1])
     program = record_micro(model, c, B, T, "fp64")
     right = gradients(model, c, program)
     found = []

@@ -35,6 +35,12 @@ def integer_range(spec: OpSpec, name: str, scope: dict[str, Any]) -> tuple[int, 
     return None
 
 
+def differentiable(op: Op, name: str) -> bool:
+    """Whether an input of the forward has a gradient: it holds no integers and is no table."""
+    given = [text.split(":")[0] for text in op.spec.integers.split()]
+    return name not in (*given, *op.spec.constant.split())
+
+
 def forward_inputs(op: Op, case: dict[str, Any], rng: np.random.Generator) -> Sample:
     """float64 inputs of op's forward; integers in the spec's range."""
     return inputs(op, op.signatures[op.name], op.spec, case, rng)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from tyro.conf import Positional, arg
@@ -16,7 +16,6 @@ from backglass.errors import UserError, wrong_use
 if TYPE_CHECKING:
     from backglass.data.tokenizer import Tokenizer
     from backglass.layout import Layout
-    from backglass.models import gpt2
 
 
 @dataclass
@@ -49,12 +48,18 @@ class Convert:
     json: Annotated[bool, arg(help="what was written as JSON")] = False
 
     def run(self) -> int:
+        from backglass import models
+        from backglass.models import gpt2
+
         dst = Path(self.dst).resolve()
         if dst.exists() and (dst.is_file() or any(dst.iterdir())):
             raise wrong_use(f"{self.dst} already exists; choose another name or delete it first")
         if self.to == "llmc" and dst.is_dir():
             raise wrong_use(f"{self.dst} is a folder; llm.c's model is one file, such as model.bin")
         c, layout, flat, tokenizer = read_any(Path(self.src))
+        if self.to == "llmc" and not isinstance(c, gpt2.Config):
+            kind = models.title(c)
+            raise wrong_use(f"--to llmc: {self.src} is a {kind}; llm.c's files hold GPT-2 only")
         tokenizer = self.chosen_tokenizer() or tokenizer
         if self.to == "hf" and tokenizer and tokenizer.vocab_size > c.vocab_size:
             raise wrong_use(
@@ -92,18 +97,18 @@ class Convert:
             row = {"path": self.dst, "format": self.to, "dtype": self.dtype, "bytes": size}
             print(json.dumps(row | {"parameters": layout.count}))
             return
-        print(f"{self.dst}: {layout.count:,} parameters, pad rows included, {self.dtype}, "
+        print(f"{self.dst}: {layout.count:,} parameters, {self.dtype}, "
               f"{size:,} bytes")  # fmt: skip
         if self.to == "hf" and not tokenizer:
             print("It holds no tokenizer.json, as the source names none; --tokenizer adds one.")
 
 
-def read_any(src: Path) -> tuple[gpt2.Config, Layout, np.ndarray, Tokenizer | None]:
+def read_any(src: Path) -> tuple[Any, Layout, np.ndarray, Tokenizer | None]:
     """Config, layout, fp32 parameters and, where there is one, the tokenizer of a model on disk."""
+    from backglass import models
     from backglass.data import tokenizer
     from backglass.formats import hf, llmc
     from backglass.layout import Layout
-    from backglass.models import gpt2
     from backglass.training import checkpoint
 
     if not src.exists():
@@ -115,27 +120,27 @@ def read_any(src: Path) -> tuple[gpt2.Config, Layout, np.ndarray, Tokenizer | No
         return *llmc.read_model(src), None
     folder = checkpoint.find(src)
     c = hf.read_config(folder)
-    layout = Layout(gpt2.PARAMS, c.sizes(1, 1), "fp32")
-    flat = hf.tensors_in(layout, folder, c.vocab_size)
+    layout = Layout(models.of(c).PARAMS, c.sizes(1, 1), "fp32")
+    flat = hf.tensors_in(layout, folder)
     path = folder / "tokenizer.json"
     return c, layout, flat, tokenizer.load(path) if path.exists() else None
 
 
 def write_folder(
-    dst: Path, c: gpt2.Config, layout: Layout, flat: np.ndarray, dtype: str,
+    dst: Path, c: Any, layout: Layout, flat: np.ndarray, dtype: str,
     tokenizer: Tokenizer | None,
 ) -> None:  # fmt: skip
     """A Hugging Face folder, atomically."""
     from safetensors.numpy import save_file
 
-    from backglass.formats import hf
+    from backglass.formats import hf, hf_config
     from backglass.training import checkpoint
     from backglass.training.files import new_folder, write_json, write_text
     from backglass.view import DTYPES
 
-    config = hf.gpt2_config_json(c, tokenizer.end_of_text if tokenizer else None)
+    config = hf_config.write(c, tokenizer.end_of_text if tokenizer else None)
     config["torch_dtype"] = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
-    tensors = hf.tensors_out(layout, flat, c.vocab_size)
+    tensors = hf.tensors_out(layout, flat)
     tensors = {name: w.astype(DTYPES[dtype], copy=False) for name, w in tensors.items()}
     with new_folder(dst) as part:
         write_json(part / "config.json", config)

@@ -65,7 +65,7 @@ class Plan:
     json: Annotated[bool, arg(help="figures as JSON")] = False
 
     def run(self) -> int:
-        from backglass.models import gpt2
+        from backglass import models
         from backglass.program import budget
         from backglass.training.fit import budget_of
 
@@ -77,14 +77,14 @@ class Plan:
         options: dict[str, Any] = dict(machine=machine, micro_batches=s.micro_batches, **rates)
         frontier = []
         if self.fit:
-            frontier = budget.frontier(gpt2, c, s.batch_size, s.seq_len, s.dtype, **options)
+            frontier = budget.frontier(models.of(c), c, s.batch_size, s.seq_len, s.dtype, **options)
             fitting = [b for b in frontier if b.total <= parse_bytes(self.fit, "--fit")]
             chosen = fitting[0] if fitting else frontier[-1]
         most = None
         if self.device_memory:
             memory = parse_bytes(self.device_memory, "--device-memory")
             options["recompute"] = chosen.recompute
-            most = budget.largest_batch(gpt2, c, s.seq_len, s.dtype, memory, **options)
+            most = budget.largest_batch(models.of(c), c, s.seq_len, s.dtype, memory, **options)
         if self.json:
             print(json.dumps(figures(chosen, frontier, most)))
         else:

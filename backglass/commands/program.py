@@ -34,16 +34,16 @@ class Program:
     json: Annotated[bool, arg(help="calls as JSON")] = False
 
     def run(self) -> int:
-        from backglass import presets
-        from backglass.models import gpt2
+        from backglass import models, presets
         from backglass.program.step import record_micro, record_update
 
         names = ("batch_size", "seq_len", "attention")
         given = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
         s = presets.get(self.preset).replace(**given)
         c = s.model_config(s.vocab_size or 256)
-        micro = record_micro(gpt2, c, s.batch_size, s.seq_len).validate()
-        programs = {"micro": micro, "update": record_update(gpt2, c).validate()}
+        model = models.of(c)
+        micro = record_micro(model, c, s.batch_size, s.seq_len).validate()
+        programs = {"micro": micro, "update": record_update(model, c).validate()}
         if self.recompute or self.fuse:
             programs["micro, transformed"] = self.transformed(micro).validate()
         if self.json:

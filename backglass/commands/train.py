@@ -30,7 +30,7 @@ class Train:
 
     preset: Annotated[
         Positional[str],
-        arg(help="tiny, gpt2-124m, gpt2-355m, gpt2-774m or gpt2-1558m", metavar="PRESET"),
+        arg(help="tiny, llama-tiny, gpt2-124m … (backglass list presets)", metavar="PRESET"),
     ] = "tiny"
     data: Annotated[
         Text,
@@ -67,6 +67,33 @@ class Train:
     layers: Annotated[Count, opt("transformer blocks", "L")] = None
     channels: Annotated[Count, opt("width of the residual stream", "C")] = None
     heads: Annotated[Count, opt("attention heads", "NH")] = None
+    kv_heads: Annotated[Count, opt("llama: heads of keys and values; 0: as many", "KV")] = None
+    head_size: Annotated[Count, opt("llama: channels of a head; 0: channels / heads", "HS")] = None
+    hidden: Annotated[Count, opt("llama: width of the feed-forward; 0: 8/3 of C", "F")] = None
+    tied: Annotated[
+        bool | None,
+        arg(
+            help="llama: the output layer is the embedding",
+            help_behavior_hint="(default: the preset's)",
+        ),
+    ] = None
+    qk_norm: Annotated[
+        bool | None,
+        arg(
+            help="llama: queries and keys normalised as in Qwen3",
+            help_behavior_hint="(default: the preset's)",
+        ),
+    ] = None
+    rope_theta: Annotated[Number, opt("llama: base of the rotations' frequencies", "X")] = None
+    rope_scaling: Annotated[
+        Text, opt("llama: of LLaMA 3, 'factor low high positions': '32 1 4 8192'", "TEXT")
+    ] = None
+    norm_eps: Annotated[Number, opt("llama: what rmsnorm adds to the mean square", "X")] = None
+    window: Annotated[Count, opt("llama: how far attention looks back; 0: all", "N")] = None
+    qkv_bias: Annotated[
+        bool | None,
+        arg(help="llama: biases as in Qwen2", help_behavior_hint="(default: the preset's)"),
+    ] = None
     vocab_size: Annotated[Count, opt("tokens the model knows; at least the tokenizer's", "V")] = (
         None
     )
@@ -197,19 +224,20 @@ def debug(s: Any) -> None:
     """
     import pdb
 
-    from backglass.models import gpt2
+    from backglass import models
     from backglass.training import loop
 
+    model = models.get(s.model)
     print(
-        "Each line of models/gpt2.py executes one op.  n: the next op   p a.ln1: a tensor   "
+        f"Each line of models/{s.model}.py executes one op.  n: the next op   p a.ln1: a tensor   "
         "c: on to the backward, then to the end   q: quit"
     )
     debugger = pdb.Pdb(nosigint=True)
     debugger.rcLines = ["continue"]  # past the start of the run, to the first breakpoint
-    for function in (gpt2.block_forward, gpt2.block_backward):
+    for function in (model.block_forward, model.block_backward):
         line = function.__code__.co_firstlineno + 1
         executing = "type(ops).__name__ == 'Eager'"  # the same lines also run to be recorded
-        debugger.set_break(gpt2.__file__, line, temporary=True, cond=executing)
+        debugger.set_break(str(model.__file__), line, temporary=True, cond=executing)
     try:
         debugger.runcall(loop.train, s, None, False, False, True)
     except bdb.BdbQuit:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from backglass import models
 from backglass.checks.samples import Sample
 from backglass.debugger.bench_values import Values, exact
 from backglass.debugger.problem import Problem
 from backglass.debugger.reading import Reading
-from backglass.models import gpt2
 from backglass.ops import Op, signature, table
 from backglass.spec import Operand, Signature
 
@@ -160,13 +160,14 @@ def of_parameter(b: Bench, tensor: str | None) -> Bench:
             raise Problem(422, f"event {e['k']} has not the same parameters in all its buffers")
         e[role] = [found[place if len(found) > 1 else 0] for found in members.values()]
     size = math.prod(e["outs"][0]["version"]["shape"])
-    e["attrs"] = {"decay_size": size if decays(names[place]) else 0}
+    e["attrs"] = {"decay_size": size if decays(names[place], b.reading.model) else 0}
     return replace(b, event=e)
 
 
-def decays(tensor: str) -> bool:
+def decays(tensor: str, model: str) -> bool:
     """Whether a parameter has weight decay."""
-    return any(p.decay for p in gpt2.PARAMS if p.name == tensor.rpartition(".")[2])
+    params = models.get(model).PARAMS
+    return any(p.decay for p in params if p.name == tensor.rpartition(".")[2])
 
 
 def shown(o: Row) -> Row:

@@ -7,11 +7,12 @@ program evaluated by the maths files.  v moves every weight by about its own siz
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from backglass import models
 from backglass.checks.cells import typical_size
 from backglass.checks.model import slope_along
 from backglass.checks.op import LIMIT
@@ -25,7 +26,6 @@ from backglass.device import get
 from backglass.execute.memory import Memory
 from backglass.execute.run import Run
 from backglass.layout import Layout, is_layered
-from backglass.models import gpt2
 from backglass.program.plan import plan
 from backglass.program.step import Tensors, declare, record_loss, record_micro
 
@@ -42,10 +42,11 @@ def model_check(reading: Reading, cache: Cache, progress: Progress) -> Row:
     """A row for all parameters together and one for each kind; refused where memory would not
     do."""
     c, batches = config_of(reading), batches_of(reading)
+    model = models.of(c)
     B, T = batches[0]["ids"]["shape"]
     params = parameters_of(reading, c)
-    micro = plan(record_micro(gpt2, c, B, T, "fp64"), inplace=False)
-    forward = plan(record_loss(gpt2, c, B, T, "fp64"), inplace=False)
+    micro = plan(record_micro(model, c, B, T, "fp64"), inplace=False)
+    forward = plan(record_loss(model, c, B, T, "fp64"), inplace=False)
     count = sum(int(np.prod(v["shape"])) for v in params.values())
     if (need := 8 * HELD * count + micro.peak) > MOST_BYTES:
         raise Problem(
@@ -102,25 +103,26 @@ def rows_along(
     return rows
 
 
-def config_of(reading: Reading) -> gpt2.Config:
-    """Of the recorded program, in which attention is spelled out."""
+def config_of(reading: Reading) -> Any:
+    """Of the recorded program, in which attention is spelled out if the model can."""
     try:
-        return dataclasses.replace(gpt2.Config(**reading.manifest["config"]), attention="explicit")
+        c = models.get(reading.model).Config(**reading.manifest["config"])
+        return models.adapted(c, attention="explicit")
     except (TypeError, ValueError) as error:
         raise damaged(reading.folder / "manifest.json", error) from None
 
 
-def parameters_of(reading: Reading, c: gpt2.Config) -> dict[str, Row]:
+def parameters_of(reading: Reading, c: Any) -> dict[str, Row]:
     """The versions of the parameters before the step, by name."""
     with reading.asking() as db:
         found = db.execute(
             "select tensor, id from versions where kind = 'param' and event is null limit ?",
             (MOST_PARAMETERS,),
         ).fetchall()
-    ids, layered = dict(found), sum(is_layered(p.dims) for p in gpt2.PARAMS)
-    if len(ids) != len(gpt2.PARAMS) - layered + c.layers * layered:
+    ids, layout = dict(found), Layout(models.of(c).PARAMS, c.sizes(1, 1), "fp64")
+    layered = sum(is_layered(p.dims) for p in layout.params)
+    if len(ids) != len(layout.params) - layered + c.layers * layered:
         raise damaged(reading.index, "its parameters are not those of the model that it names")
-    layout = Layout(gpt2.PARAMS, c.sizes(1, 1), "fp64")
     params = {s.name: reading.version(ids[s.name]) for s in layout.slots if s.name in ids}
     if any(params[s.name]["shape"] != list(s.shape) for s in layout.slots):
         raise damaged(reading.index, "its parameters have not the shapes of the model it names")
@@ -144,11 +146,11 @@ def batches_of(reading: Reading) -> list[dict[str, Row]]:
 
 
 def filled(
-    c: gpt2.Config, B: int, T: int, params: dict[str, Row], values: Values
+    c: Any, B: int, T: int, params: dict[str, Row], values: Values
 ) -> tuple[Memory, Tensors]:
     """Memory with the recorded parameters, and a gradient of zero."""
     memory = Memory()
-    t = declare(gpt2, c, B, T, "fp64", memory)
+    t = declare(models.of(c), c, B, T, "fp64", memory)
     memory.allocate(t.p.flat)
     memory.allocate(t.dp.flat)
     for view in t.p:

@@ -46,12 +46,12 @@ def update_of(reading: Reading, cache: Cache, tensor: str | None, row: int, colu
     hyper = [np.float32(at(before["hyper"], 0, i)) for i in range(8)]
     scale = np.float32(at(before["scale"], 0, 0))
     now = {name: at(after[name]) for name in was}
-    made = by_hand(b, was, scale, hyper, decays(p["tensor"]))
+    made = by_hand(b, was, scale, hyper, decays(p["tensor"], b.reading.model))
     return {
         "tensor": p["tensor"], "index": index_of(p["shape"], cell_of(p["shape"], row, column)),
-        "t": b.reading.manifest["step"], "decays": decays(p["tensor"]),
+        "t": b.reading.manifest["step"], "decays": decays(p["tensor"], b.reading.model),
         "symbols": symbols(was, hyper), "clip": clip_of(b, cache, scale, hyper),
-        "lines": lines(was, scale, hyper, decays(p["tensor"]), made),
+        "lines": lines(was, scale, hyper, decays(p["tensor"], b.reading.model), made),
         "results": [
             {"name": name, "by_hand": text_of(made[name]), "recorded": text_of(now[name]),
              "version": after[name]["version"]["id"], "ulps": ulps(made[name], now[name])}

@@ -1,4 +1,4 @@
-"""The names of a tensor's axes, from what the models declare: h3.dqkv is B T 3 NH HS."""
+"""The names of a tensor's axes, from what the model declares: h3.dqkv is B T 3 NH HS."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ HOST = {
 }  # fmt: skip
 
 
-def dims_of(tensor: str, shape: list[int]) -> list[str]:
+def dims_of(tensor: str, shape: list[int], model: str) -> list[str]:
     """As many names as the shape has axes; an axis that nothing declares is called by its size."""
     last = tensor.rpartition(".")[2].partition("/")[0]
-    known = declared()
+    known = declared(model)
     text = known.get(last) or known.get(last.removeprefix("d"), "")
     axes = text.split()[1:] if text and is_layered(text) else text.split()
     return axes if len(axes) == len(shape) else [str(n) for n in shape]
 
 
 @cache
-def declared() -> dict[str, str]:
-    """Name without the layer -> dims, of every model's parameters and activations."""
+def declared(model: str) -> dict[str, str]:
+    """Name without the layer -> dims, of a model's parameters, activations and tables."""
     from backglass import models
 
-    found = dict(HOST)
-    for name in models.NAMES:
-        model = models.get(name)
-        found |= {p.name: p.dims for p in model.PARAMS}
-        found |= {field: text.partition("|")[0] for field, text in model.ACTS.items()}
-    return found
+    module = models.get(model)
+    found = HOST | getattr(module, "TABLES", {})
+    found |= {p.name: p.dims for p in module.PARAMS}
+    return found | {field: text.partition("|")[0] for field, text in module.ACTS.items()}

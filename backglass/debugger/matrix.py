@@ -165,16 +165,16 @@ def from_checkpoint(reading: Reading, v: dict[str, Any], dtype: np.dtype) -> np.
 
     from backglass.debugger.store import digest_of
 
-    file, key, transposed = checkpoint_name(v)
+    file, names = checkpoint_names(v, reading.model)
     assert reading.checkpoint is not None
     path = plain(reading.checkpoint, file)
     try:
         with safe_open(path, "np") as f:
-            found = f.get_slice(key)
-            if math.prod(found.get_shape()) > math.prod(v["shape"]):
-                raise ValueError(f"{key} is larger than what was recorded")
-            x = found[:]
-        x = x.T if transposed else x
+            slices = [f.get_slice(name) for name, _ in names]
+            if sum(math.prod(x.get_shape()) for x in slices) > math.prod(v["shape"]):
+                raise ValueError(f"{names[0][0]} is larger than what was recorded")
+            pieces = [x[:] for x in slices]
+        x = np.concatenate([x.T if t else x for x, (_, t) in zip(pieces, names, strict=True)])
         whole = np.zeros(v["shape"], dtype)  # rows that pad the vocabulary are not in the file
         whole[: len(x)] = x
     except (SafetensorError, OSError, ValueError, TypeError) as error:
@@ -184,22 +184,21 @@ def from_checkpoint(reading: Reading, v: dict[str, Any], dtype: np.dtype) -> np.
     return whole
 
 
-def checkpoint_name(v: dict[str, Any]) -> tuple[str, str, bool]:
-    """(file, name in it, whether transposed) of a parameter or of a moment such as h0.qkvw/m."""
+def checkpoint_names(v: dict[str, Any], model: str) -> tuple[str, list[tuple[str, bool]]]:
+    """(file, [(name in it, whether transposed)]) of a parameter or of a moment such as h0.qkvw/m;
+    several names if it is stored in parts."""
+    from backglass import models
     from backglass.formats import hf
-    from backglass.layout import Slot
-    from backglass.models import gpt2
 
     name, _, group = v["tensor"].partition("/")
     head, _, last = name.rpartition(".")
     layer = int(head[1:]) if head[1:].isdecimal() and len(head) < 9 else None
-    params = {p.name: p for p in gpt2.PARAMS}
+    params = {p.name: p for p in models.get(model).PARAMS}
     if last not in params or group not in ("", "m", "v", "master"):
         raise Problem(404, f"a checkpoint has no tensor called {v['tensor']}")
     if group in ("m", "v"):
-        return "state.safetensors", f"{group}/{name}", False
-    short, transposed = hf.hf_name(Slot(params[last], layer, (), 0))
-    return "model.safetensors", hf.PREFIX + short, transposed
+        return "state.safetensors", [(f"{group}/{name}", False)]
+    return "model.safetensors", hf.names(params[last], layer)
 
 
 def cells(m: Matrix, row: int, column: int, height: int, width: int) -> list[list[str]]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from backglass import models
 from backglass.debugger.dims import dims_of
 from backglass.debugger.edit import fork_of
 from backglass.debugger.problem import Problem, damaged
@@ -97,6 +98,14 @@ class Reading:
         with self.lock:
             self.db.close()
 
+    @property
+    def model(self) -> str:
+        """The name of the model that was trained."""
+        name = self.manifest["settings"].get("model", "gpt2")
+        if name not in models.NAMES:
+            raise damaged(self.folder / "manifest.json", f"there is no model {name!r}")
+        return name
+
     def count(self) -> int:
         """Events so far: a recording that is being made has more each time."""
         with self.asking() as db:
@@ -153,7 +162,7 @@ class Reading:
         found = []
         for row in rows:
             v = self.version(row["version"])
-            dims = dims_of(v["tensor"], v["shape"])
+            dims = dims_of(v["tensor"], v["shape"], self.model)
             found.append(row | {"adds": bool(row["adds"]), "dims": dims, "version": v})
         return found
 
@@ -191,7 +200,7 @@ class Reading:
         return v | {
             "made_by": v["event"], "used_by": [k for (k,) in used],
             "previous": near.get(v["number"] - 1), "next": near.get(v["number"] + 1),
-            "dims": dims_of(v["tensor"], v["shape"]),
+            "dims": dims_of(v["tensor"], v["shape"], self.model),
         }  # fmt: skip
 
     def named(self, tensor: str, number: int) -> dict[str, Any]:

@@ -23,13 +23,13 @@ from typing import Any, Protocol
 import numpy as np
 
 import backglass
+from backglass import models
 from backglass.data.tokenizer import Tokenizer
 from backglass.debugger.edit import Edit, Fork, apply
 from backglass.debugger.store import Writer, new_recording
 from backglass.device import Device
 from backglass.errors import wrong_use
 from backglass.execute.trace import Event, Tracer, Version
-from backglass.models import gpt2
 from backglass.ops import signature, table
 from backglass.program.plan import ARENA, plan
 from backglass.program.record import Call
@@ -118,18 +118,18 @@ class Recording:
     ):  # fmt: skip
         self.session, self.batches, self.step, self.progress = session, batches, step, progress
         self.edits, self.own = edits, own
-        s, c = session.s, session.c if own else dataclasses.replace(session.c, attention="explicit")
-        bound = ARENA in session.memory.flat
+        s, c = session.s, session.c if own else models.adapted(session.c, attention="explicit")
+        model, bound = models.of(c), ARENA in session.memory.flat
         self.memory = session.memory.sharing(*session.flats, *([ARENA] * bound))
-        self.t: Tensors = declare(gpt2, c, s.batch_size, s.seq_len, s.dtype, self.memory)
+        self.t: Tensors = declare(model, c, s.batch_size, s.seq_len, s.dtype, self.memory)
         if own:
             self.memory.arena(session.budget.arena)
             self.micro, self.update = (session.plans[name].placed() for name in ("micro", "update"))
         else:
-            micro = record_micro(gpt2, c, s.batch_size, s.seq_len, s.dtype)
+            micro = record_micro(model, c, s.batch_size, s.seq_len, s.dtype)
             placed = plan(micro, inplace=False)  # the bits of eager execution, which has no aliases
             self.memory.arena(placed.peak)
-            self.micro, self.update = placed.placed(), record_update(gpt2, c, s.dtype)
+            self.micro, self.update = placed.placed(), record_update(model, c, s.dtype)
         spaces = [self.t.p, self.t.dp, self.t.m, self.t.v, *([self.t.master] * bool(self.t.master))]
         self.members = {space.flat.name: list(space) for space in spaces}
         self.tracer = Tracer(session.device, self.memory, self.members)
@@ -191,14 +191,15 @@ class Recording:
 
     @property
     def state(self) -> list[View]:
-        """What there is before the step."""
-        return [v for views in self.members.values() for v in views]
+        """What there is before the step: the flat buffers, and the model's constants."""
+        constants = [v for v in self.t.io if v.values is not None]
+        return [v for views in self.members.values() for v in views] + constants
 
     @property
     def given(self) -> list[View]:
         """What the host writes for a micro-batch."""
-        io = self.t.io
-        return [io.ids, io.targets, io.dloss, *([io.seed] * (self.session.c.dropout > 0))]
+        io, read = self.t.io, {v.name for call in self.micro for v in call.read}
+        return [v for v in (io.ids, io.targets, io.dloss, io.seed) if v.name in read]
 
     @property
     def made(self) -> list[View]:
@@ -239,7 +240,7 @@ def note_own(folder: Path, session: Session, loss: float, norm: float) -> None:
     ops = {c.op for plan in session.plans.values() for c in plan.program}
     fused = sorted(op for op in ops if signature(op).equals)
     manifest["own"] = {
-        "attention": session.c.attention, "fused": fused, "recompute": session.s.recompute,
+        "attention": session.s.attention, "fused": fused, "recompute": session.s.recompute,
         "loss": loss, "grad_norm": norm,
     }  # fmt: skip
     write_json(path, manifest)

@@ -15,14 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from backglass import models
 from backglass.debugger.store import FORMAT, STATISTICS, digest_of
 from backglass.errors import UserError, wrong_use
 from backglass.layout import Layout
-from backglass.models import gpt2
 from backglass.view import DTYPES
 
 
@@ -227,12 +228,16 @@ class Trace:
         return self._state[group][slot.offset : slot.offset + slot.size].reshape(slot.shape)
 
     @cached_property
-    def config(self) -> gpt2.Config:
-        return gpt2.Config(**self.manifest["config"])
+    def model(self) -> ModuleType:
+        return models.get(self.manifest["settings"].get("model", "gpt2"))
+
+    @cached_property
+    def config(self) -> Any:
+        return self.model.Config(**self.manifest["config"])
 
     @cached_property
     def layout(self) -> Layout:
-        return Layout(gpt2.PARAMS, self.config.sizes(1, 1), "fp32")
+        return Layout(self.model.PARAMS, self.config.sizes(1, 1), "fp32")
 
     @cached_property
     def _state(self) -> dict[str, np.ndarray]:
@@ -240,7 +245,7 @@ class Trace:
 
         if self._checkpoint is None or not self._checkpoint.is_dir():
             return {}
-        return checkpoint.load(self._checkpoint, self.layout, self.config.vocab_size)[0]
+        return checkpoint.load(self._checkpoint, self.layout)[0]
 
     @property
     def _checkpoint(self) -> Path | None:

@@ -150,6 +150,8 @@ class CudaMemory(Memory):
         if view.kind == "act" and DTYPES[view.dtype].kind not in "iu":
             # All bits set is a NaN in every format; to store np.nan CuPy would compile a kernel.
             array.data.memset_async(0xFF, array.nbytes)
+        if view.values is not None:
+            array.set(view.values.astype(DTYPES[view.dtype]).reshape(-1))
         return array
 
 

@@ -87,6 +87,8 @@ class Memory:
         array = self.zeros(view.size, view.dtype)
         if view.kind == "act" and DTYPES[view.dtype].kind not in "iu":
             array[...] = np.nan
+        if view.values is not None:
+            array[...] = view.values.reshape(-1)
         return array
 
 

@@ -2,54 +2,46 @@
 generation_config.json.
 
 Names and layouts come from the model's PARAMS: `^T` marks a weight that Hugging Face stores (in,
-out).  Pad rows of wte are dropped on the way out and come back as zeros.
+out); a weight of several names is stored in as many parts.  Rows that pad the vocabulary are
+dropped on the way out and come back as zeros.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from backglass.errors import UserError
-from backglass.layout import Layout, Slot
-from backglass.models import gpt2
+from backglass.formats import hf_config
+from backglass.layout import Layout, Param, Slot, shape_of
 from backglass.view import DTYPES, wide
 
-PREFIX = "transformer."  # GPT2LMHeadModel's; files of the bare GPT2Model have none
-IGNORED = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # masks, and the tied output layer
+PREFIXES = ("transformer.", "model.")  # files of a bare GPT2Model or LlamaModel have none
+# Masks and tables; the output layer where it is tied to the embedding
+IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "lm_head.weight")
 
 
-def gpt2_config_json(c: gpt2.Config, end_of_text: int | None) -> dict[str, Any]:
-    """config.json as transformers' GPT2Config reads it."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": c.vocab_size,
-        "n_positions": c.max_seq_len,
-        "n_ctx": c.max_seq_len,
-        "n_embd": c.channels,
-        "n_layer": c.layers,
-        "n_head": c.heads,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "embd_pdrop": c.dropout,
-        "resid_pdrop": c.dropout,
-        "attn_pdrop": 0.0,
-        "scale_attn_weights": True,
-        "tie_word_embeddings": True,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "torch_dtype": "float32",
-    }
+@dataclass(frozen=True)
+class Part:
+    """A tensor of Hugging Face's files: `rows` rows of one of ours, from row `first` on."""
+
+    name: str
+    transposed: bool
+    first: int
+    rows: int
+
+    def rows_of(self, w: np.ndarray) -> np.ndarray:
+        return w[self.first : self.first + self.rows]
 
 
-def read_config(folder: Path) -> gpt2.Config:
-    """The model's shape from config.json.  Raises UserError for anything but a GPT-2 we can run."""
+def read_config(folder: Path) -> Any:
+    """The model's Config from config.json.  Raises UserError for anything but a model we can
+    run."""
     path = folder / "config.json"
     try:
         j = json.loads(path.read_text(encoding="utf-8"))
@@ -59,71 +51,56 @@ def read_config(folder: Path) -> gpt2.Config:
         ) from None
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(j, dict) or j.get("model_type") != "gpt2":
-        kind = j.get("model_type") if isinstance(j, dict) else type(j).__name__
-        raise UserError(f"{path} describes a {kind!r} model; only gpt2 can be read")
-    wants = {
-        "activation_function": (
-            j.get("activation_function", "gelu_new"),
-            ("gelu_new", "gelu_pytorch_tanh"),
-        ),
-        "layer_norm_epsilon": (j.get("layer_norm_epsilon", 1e-5), (1e-5,)),
-        "tie_word_embeddings": (j.get("tie_word_embeddings", True), (True,)),
-        "n_inner": (j.get("n_inner"), (None, 4 * _number(j.get("n_embd")))),
-        "scale_attn_by_inverse_layer_idx": (
-            j.get("scale_attn_by_inverse_layer_idx", False),
-            (False,),
-        ),
-    }
-    for key, (found, allowed) in wants.items():
-        if found not in allowed:
-            raise UserError(f"{path}: {key} is {found!r}; this GPT-2 has {allowed[0]!r}")
-    try:
-        return gpt2.Config(
-            layers=int(j["n_layer"]),
-            heads=int(j["n_head"]),
-            channels=int(j["n_embd"]),
-            vocab_size=int(j["vocab_size"]),
-            max_seq_len=int(j["n_positions"]),
-        )
-    except KeyError as error:
-        raise UserError(f"{path} is damaged: it lacks {error}") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    return hf_config.read(j, path)
 
 
-def tensors_out(layout: Layout, flat: np.ndarray, vocab_size: int) -> dict[str, np.ndarray]:
-    """Our flat buffer as named Hugging Face tensors, float32, pad rows dropped."""
-    found = {}
-    for s in layout.slots:
-        name, transposed = hf_name(s)
-        w = flat[s.offset : s.offset + s.size].reshape(s.shape).astype(np.float32)
-        if s.param.name == "wte":
-            w = w[:vocab_size]
-        found[PREFIX + name] = np.ascontiguousarray(w.T if transposed else w)
+def parts(layout: Layout, s: Slot) -> list[Part]:
+    """What a tensor is called in Hugging Face's files; several names if it is stored in parts."""
+    found, first = [], 0
+    dims = [text.partition(" ")[2] for text in s.param.hf.split(", ")]
+    for (name, transposed), size in zip(names(s.param, s.layer), dims, strict=True):
+        rows = shape_of(size, layout.sizes)[0] if size else layout.rows(s)
+        found.append(Part(name, transposed, first, rows))
+        first += rows
     return found
 
 
-def tensors_in(layout: Layout, folder: Path, vocab_size: int) -> np.ndarray:
+def names(param: Param, layer: int | None) -> list[tuple[str, bool]]:
+    """(name in Hugging Face's files, whether it is transposed there) of each part, in order."""
+    texts = [text.partition(" ")[0] for text in param.hf.format(l=layer).split(", ")]
+    return [(text.removesuffix("^T"), text.endswith("^T")) for text in texts]
+
+
+def tensors_out(layout: Layout, flat: np.ndarray) -> dict[str, np.ndarray]:
+    """Our flat buffer as named Hugging Face tensors, float32, pad rows dropped."""
+    found = {}
+    for s in layout.slots:
+        whole = flat[s.offset : s.offset + s.size].reshape(s.shape)
+        for part in parts(layout, s):
+            w = part.rows_of(whole).astype(np.float32)
+            found[part.name] = np.ascontiguousarray(w.T if part.transposed else w)
+    return found
+
+
+def tensors_in(layout: Layout, folder: Path) -> np.ndarray:
     """The flat buffer from a folder's safetensors.  Raises UserError on missing or misshapen
     tensors."""
     flat = np.zeros(layout.size, DTYPES[wide(layout.dtype)])
-    wanted = {hf_name(s)[0]: s for s in layout.slots}
-    shapes = tensor_shapes(layout, vocab_size)
+    wanted = {short_name(p.name): (s, p) for s in layout.slots for p in parts(layout, s)}
+    shapes = tensor_shapes(layout)
     for name, w in read_tensors(folder):
         short = short_name(name)
-        if short is None:
+        if is_no_parameter(short, shapes):
             continue
-        slot = wanted.pop(short, None)
-        if slot is None:
-            raise UserError(f"{folder} has a tensor {name} that GPT-2 does not have")
+        if short not in wanted:
+            raise UserError(f"{folder} has a tensor {name} that this model does not have")
+        slot, part = wanted.pop(short)
         if w.shape != shapes[short]:
             raise UserError(
                 f"{folder}: {name} has shape {w.shape}, config.json promises {shapes[short]}"
             )
         target = flat[slot.offset : slot.offset + slot.size].reshape(slot.shape)
-        w = w.T if hf_name(slot)[1] else w
-        target[: len(w)] = w
+        part.rows_of(target)[...] = w.T if part.transposed else w
     if wanted:
         missing = ", ".join(list(wanted)[:3])
         raise UserError(f"{folder} lacks {len(wanted)} tensors, among them {missing}")
@@ -160,28 +137,23 @@ def shard_names(index: Path) -> list[str]:
     return names
 
 
-def _number(value: Any) -> int:
-    """The value if it is a whole number; what else it is, is told where the config is made."""
-    return value if isinstance(value, int) else 0
+def short_name(name: str) -> str:
+    """A tensor's name without the prefix."""
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
 
 
-def hf_name(s: Slot) -> tuple[str, bool]:
-    """(name, transposed) of a tensor in Hugging Face's files."""
-    name, _, mark = s.param.hf.format(l=s.layer).partition("^")
-    return name, mark == "T"
+def is_no_parameter(short: str, known: Iterable[str]) -> bool:
+    """Whether a tensor of a file is none of the model's: a mask, a table, a tied output layer."""
+    return short not in known and f".{short}".endswith(IGNORED)
 
 
-def short_name(name: str) -> str | None:
-    """A tensor's name without the prefix; None for one that is not a parameter of its own."""
-    short = name.removeprefix(PREFIX)
-    return None if short.endswith(IGNORED) else short
-
-
-def tensor_shapes(layout: Layout, vocab_size: int) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
     """Short name -> shape of every tensor in Hugging Face's files."""
     found = {}
     for s in layout.slots:
-        name, transposed = hf_name(s)
-        shape = (vocab_size, *s.shape[1:]) if s.param.name == "wte" else s.shape
-        found[name] = shape[::-1] if transposed else shape
+        for part in parts(layout, s):
+            shape = (part.rows, *s.shape[1:])
+            found[short_name(part.name)] = shape[::-1] if part.transposed else shape
     return found

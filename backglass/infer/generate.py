@@ -15,19 +15,18 @@ is always between P/2 and P tokens long.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from backglass import models
 from backglass.data.tokenizer import Tokenizer
 from backglass.device import Device
 from backglass.execute.memory import Memory
 from backglass.execute.run import Run
 from backglass.infer.cache import GROUP, declare_cache, only_cache, with_cache
 from backglass.infer.sampling import Sampling, choose
-from backglass.models import gpt2
 from backglass.program.plan import ALIGN_BYTES, ARENA
 from backglass.program.record import Program
 from backglass.program.step import declare, record_logits
@@ -40,9 +39,10 @@ class Piece:
     """A bound program for T new tokens of each of B sequences."""
 
     def __init__(self, g: Generator, T: int, head: bool):
-        t = declare(gpt2, g.c, g.B, T, g.dtype)
+        model = models.of(g.c)
+        t = declare(model, g.c, g.B, T, g.dtype)
         start = View("start", (g.B,), "i32", "input")
-        program = with_cache(record_logits(gpt2, g.c, g.B, T, g.dtype), g.cache, start)
+        program = with_cache(record_logits(model, g.c, g.B, T, g.dtype), g.cache, start)
         memory = g.memory.sharing(*g.memory.flat)
         self.run, self.last = bind(program if head else only_cache(program), g.device, memory)
         self.memory, self.t, self.start = memory, t, start
@@ -69,10 +69,10 @@ class Generator:
     """
 
     def __init__(
-        self, c: gpt2.Config, parameters: Any, device: Device, B: int = 1,
+        self, c: Any, parameters: Any, device: Device, B: int = 1,
         dtype: str = "fp32", room: Any = None,
     ):  # fmt: skip
-        self.c = dataclasses.replace(c, dropout=0.0, attention="flash")
+        self.c = models.adapted(c, dropout=0.0, attention="flash")
         self.B, self.dtype, self.device = B, dtype, device
         self.memory = device.memory()
         self.memory.flat["p"] = parameters
@@ -210,7 +210,7 @@ def nonempty(prompt: Iterable[int], tokenizer: Tokenizer) -> list[int]:
 
 
 def sample_text(
-    c: gpt2.Config, session: Any, tokenizer: Tokenizer, prompt: np.ndarray, count: int, seed: int
+    c: Any, session: Any, tokenizer: Tokenizer, prompt: np.ndarray, count: int, seed: int
 ) -> str:
     """The model's continuation of prompt, `count` tokens long, end-of-text or not."""
     held = session.memory.flat

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from backglass import device as devices
+from backglass import models
 from backglass.data import tokenizer as tokenizers
 from backglass.data.tokenizer import Tokenizer
 from backglass.device import Device
@@ -19,7 +20,6 @@ from backglass.infer.generate import Generator, bind, exact, nonempty
 from backglass.infer.sampling import Sampling
 from backglass.infer.stream import TextStream
 from backglass.layout import Layout
-from backglass.models import gpt2
 from backglass.program.record import Program
 from backglass.program.step import declare, record_logits, record_loss, record_micro
 from backglass.training import checkpoint
@@ -43,7 +43,7 @@ class Model:
     """A GPT-2 with its parameters, on a device.  tokenizer is None if its folder has none."""
 
     def __init__(
-        self, c: gpt2.Config, layout: Layout, parameters: np.ndarray, device: Device,
+        self, c: Any, layout: Layout, parameters: np.ndarray, device: Device,
         tokenizer: Tokenizer | None = None, source: str = "",
     ):  # fmt: skip
         self.c, self.layout, self.device, self.source = c, layout, device, source
@@ -155,7 +155,7 @@ class Model:
     def grads(self, tokens: Tokens) -> dict[str, np.ndarray]:
         """The gradient of `loss` by Hugging Face's tensor names and in its layout, float32."""
         flat = self._loss_and_gradients(record_micro, tokens)[1]
-        return hf.tensors_out(self.layout, flat, self.c.vocab_size)
+        return hf.tensors_out(self.layout, flat)
 
     def _loss_and_gradients(
         self, record: Callable[..., Program], tokens: Tokens
@@ -170,12 +170,13 @@ class Model:
         """Run a program once: (mean loss, gradients' flat buffer, the last line's output)."""
         memory = self.device.memory()
         (B, T), dtype = ids.shape, self.layout.dtype
-        t = declare(gpt2, self.c, B, T, dtype)
+        model = models.of(self.c)
+        t = declare(model, self.c, B, T, dtype)
         memory.adopt(t.p.flat, self.parameters)
         wants_gradients = record is record_micro
         if wants_gradients:
             memory.allocate(t.dp.flat)
-        run, last = bind(record(gpt2, self.c, B, T, dtype), self.device, memory)
+        run, last = bind(record(model, self.c, B, T, dtype), self.device, memory)
         memory.write(t.io.ids, ids)
         loss = 0.0
         if targets is not None:
@@ -208,10 +209,10 @@ class Model:
 
     def __repr__(self) -> str:
         c = self.c
-        pad = (c.padded_vocab_size - c.vocab_size) * c.channels
         return (
-            f"<GPT-2 {self.source}: {c.layers} layers, {c.heads} heads, {c.channels} channels, "
-            f"{self.layout.count - pad:,} parameters, vocabulary {c.vocab_size:,}, context "
+            f"<{models.title(c)} {self.source}: {c.layers} layers, {c.heads} heads, "
+            f"{c.channels} channels, "
+            f"{self.layout.count:,} parameters, vocabulary {c.vocab_size:,}, context "
             f"{c.max_seq_len:,}, {self.layout.dtype} on {self.device.name}>"
         )
 
@@ -223,7 +224,7 @@ def load(
     transformers, its model.safetensors, or hf:NAME from the hub.
 
     device: see backglass.device; dtype: one the device has, or fp64 on numpy.  Raises UserError if
-    there is no model, it is damaged, or not a GPT-2.
+    there is no model, it is damaged, or of a kind that we do not have.
     """
     folder = find(str(path))
     options: dict[str, Any] = {"threads": threads} if device == "cpu" else {}
@@ -235,8 +236,8 @@ def load(
     if dtype not in known:
         raise wrong_use(f"--dtype {dtype}: the {device} device has {', '.join(known)}")
     c = hf.read_config(folder)
-    layout = Layout(gpt2.PARAMS, c.sizes(1, 1), dtype)
-    parameters = hf.tensors_in(layout, folder, c.vocab_size)
+    layout = Layout(models.of(c).PARAMS, c.sizes(1, 1), dtype)
+    parameters = hf.tensors_in(layout, folder)
     parameters = parameters.astype(DTYPES[dtype], copy=False)
     file = folder / "tokenizer.json"
     tokenizer = tokenizers.load(file) if file.exists() else None

@@ -13,25 +13,24 @@ from dataclasses import dataclass
 
 from backglass.layout import Param
 
+H = "transformer.h.{l}."  # names in Hugging Face's files
 PARAMS = (
-    Param("wte", "Vp C", init=0.02, decay=True, hf="wte.weight"),
-    Param("wpe", "P C", init=0.02, decay=True, hf="wpe.weight"),
-    Param("ln1w", "L C", ones=True, hf="h.{l}.ln_1.weight"),
-    Param("ln1b", "L C", hf="h.{l}.ln_1.bias"),
-    Param("qkvw", "L 3*C C", init=0.02, decay=True, hf="h.{l}.attn.c_attn.weight^T"),
-    Param("qkvb", "L 3*C", hf="h.{l}.attn.c_attn.bias"),
-    Param(
-        "attprojw", "L C C", init=0.02, residual=True, decay=True, hf="h.{l}.attn.c_proj.weight^T"
-    ),
-    Param("attprojb", "L C", hf="h.{l}.attn.c_proj.bias"),
-    Param("ln2w", "L C", ones=True, hf="h.{l}.ln_2.weight"),
-    Param("ln2b", "L C", hf="h.{l}.ln_2.bias"),
-    Param("fcw", "L F C", init=0.02, decay=True, hf="h.{l}.mlp.c_fc.weight^T"),
-    Param("fcb", "L F", hf="h.{l}.mlp.c_fc.bias"),
-    Param("fcprojw", "L C F", init=0.02, residual=True, decay=True, hf="h.{l}.mlp.c_proj.weight^T"),
-    Param("fcprojb", "L C", hf="h.{l}.mlp.c_proj.bias"),
-    Param("lnfw", "C", ones=True, hf="ln_f.weight"),
-    Param("lnfb", "C", hf="ln_f.bias"),
+    Param("wte", "Vp C", init=0.02, decay=True, hf="transformer.wte.weight"),
+    Param("wpe", "P C", init=0.02, decay=True, hf="transformer.wpe.weight"),
+    Param("ln1w", "L C", ones=True, hf=H + "ln_1.weight"),
+    Param("ln1b", "L C", hf=H + "ln_1.bias"),
+    Param("qkvw", "L 3*C C", init=0.02, decay=True, hf=H + "attn.c_attn.weight^T"),
+    Param("qkvb", "L 3*C", hf=H + "attn.c_attn.bias"),
+    Param("attprojw", "L C C", init=0.02, residual=True, decay=True, hf=H + "attn.c_proj.weight^T"),
+    Param("attprojb", "L C", hf=H + "attn.c_proj.bias"),
+    Param("ln2w", "L C", ones=True, hf=H + "ln_2.weight"),
+    Param("ln2b", "L C", hf=H + "ln_2.bias"),
+    Param("fcw", "L F C", init=0.02, decay=True, hf=H + "mlp.c_fc.weight^T"),
+    Param("fcb", "L F", hf=H + "mlp.c_fc.bias"),
+    Param("fcprojw", "L C F", init=0.02, residual=True, decay=True, hf=H + "mlp.c_proj.weight^T"),
+    Param("fcprojb", "L C", hf=H + "mlp.c_proj.bias"),
+    Param("lnfw", "C", ones=True, hf="transformer.ln_f.weight"),
+    Param("lnfb", "C", hf="transformer.ln_f.bias"),
 )
 
 ACTS = dict(
@@ -43,6 +42,12 @@ ACTS = dict(
     fcproj="L B T C", fcproj_drop="L B T C", res3="L B T C",
     lnf="B T C", meanf="B T | stat", rstdf="B T | stat", logits="B T Vp", logits_lse="B T | stat",
 )  # fmt: skip
+
+# What may be recomputed, alone or together: cheap pieces first, the whole block last.
+RECOMPUTE = ("fch_gelu", "ln1 ln2", "fch fch_gelu", "qkv",
+             "ln1 qkv atty attproj res2 ln2 fch fch_gelu fcproj")  # fmt: skip
+# What `check` tries, in float64: the last variant, which has most lines, is where bugs are planted.
+VARIANTS = ({}, {"dropout": 0.2}, {"attention": "explicit"})
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,8 @@ class Config:
 
     def sizes(self, B: int, T: int) -> dict[str, int]:
         C, NH = self.channels, self.heads
-        return dict(
-            B=B, T=T, L=self.layers, C=C, NH=NH, HS=C // NH, F=4 * C,
-            V=self.vocab_size, Vp=self.padded_vocab_size, P=self.max_seq_len,
-        )  # fmt: skip
+        return dict(B=B, T=T, L=self.layers, C=C, NH=NH, KV=NH, HS=C // NH, F=4 * C,
+                    V=self.vocab_size, Vp=self.padded_vocab_size, P=self.max_seq_len)  # fmt: skip
 
 
 def block_forward(ops, c, p, a, x, io, l):
@@ -164,8 +167,7 @@ def forward(ops, c, p, a, io):
 
 def backward(ops, c, p, a, dp, da, io):
     V = c.vocab_size
-    xs = [a.embd_drop if c.dropout else a.embd, *(h.res3 for h in a.h)]
-    dxs = [da.embd_drop if c.dropout else da.embd, *(h.res3 for h in da.h)]
+    xs, dxs = ([s.embd_drop if c.dropout else s.embd, *(h.res3 for h in s.h)] for s in (a, da))
     ops.d_softmax_xent(da.logits, io.dloss, a.logits, a.logits_lse, io.targets, vocab_size=V)
     ops.d_matmul_w(+dp.wte, da.logits, a.lnf)
     ops.d_matmul_x(da.lnf, da.logits, p.wte)

@@ -3,13 +3,13 @@ step may take.  All of it from the programs and the specs, before anything is al
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from backglass.models import adapted
 from backglass.program.cost import Cost, cost
 from backglass.program.plan import Life, Plan, plan
 from backglass.program.record import Call, Program
@@ -20,15 +20,6 @@ from backglass.view import View
 # cuBLASLt keeps.
 CUDA_CONTEXT_BYTES = int(0.53 * 2**30)
 CUDA_CONTEXT_SOURCE = "measured on an H200 (driver 580, CuPy 14.2), 2026-11-24"
-
-# What may be recomputed, alone or together: cheap pieces first, the whole block last.
-GROUPS: dict[str, tuple[str, ...]] = {
-    "gelu": ("fch_gelu",),
-    "ln": ("ln1", "ln2"),
-    "fch": ("fch", "fch_gelu"),
-    "qkv": ("qkv",),
-    "block": ("ln1", "qkv", "atty", "attproj", "res2", "ln2", "fch", "fch_gelu", "fcproj"),
-}
 
 
 @dataclass(frozen=True)
@@ -122,7 +113,7 @@ def states(model: ModuleType, c: Any, dtype: str) -> dict[str, View]:
 
 def programs(model: ModuleType, c: Any, B: int, T: int, dtype: str) -> dict[str, Program]:
     """The programs of a training run, as recorded; validation drops nothing out."""
-    evaluated = dataclasses.replace(c, dropout=0.0)
+    evaluated = adapted(c, dropout=0.0)
     return {
         "micro": record_micro(model, c, B, T, dtype).validate(),
         "update": record_update(model, c, dtype).validate(),
@@ -143,8 +134,10 @@ def plan_all(
 
 
 def frontier(model: ModuleType, c: Any, B: int, T: int, dtype: str, **options: Any) -> list[Budget]:
-    """Every choice of GROUPS that no other beats in both bytes and time, the fastest first."""
-    found = [budget(model, c, B, T, dtype, fields, **options) for fields in choices()]
+    """Every choice of the model's RECOMPUTE that no other beats in both bytes and time, the fastest
+    first."""
+    groups = model.RECOMPUTE
+    found = [budget(model, c, B, T, dtype, fields, **options) for fields in choices(groups)]
     found.sort(key=lambda b: (b.step.seconds, b.total))
     best, kept = None, []
     for b in found:
@@ -154,12 +147,12 @@ def frontier(model: ModuleType, c: Any, B: int, T: int, dtype: str, **options: A
     return kept
 
 
-def choices() -> Iterator[tuple[str, ...]]:
-    """Every set of fields the groups can make, none twice."""
+def choices(groups: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Every set of fields the groups can make, none twice; a group is fields in one text."""
     seen = set()
-    for k in range(len(GROUPS) + 1):
-        for names in itertools.combinations(GROUPS, k):
-            fields = tuple(sorted({f for name in names for f in GROUPS[name]}))
+    for k in range(len(groups) + 1):
+        for chosen in itertools.combinations(groups, k):
+            fields = tuple(sorted({f for group in chosen for f in group.split()}))
             if fields not in seen:
                 seen.add(fields)
                 yield fields

@@ -50,6 +50,8 @@ def declare(
     io.loss = View("loss", (B, T), kept, "output", memory=memory)
     io.norm = View("norm", (1,), kept, "output", memory=memory)
     io.scale = View("scale", (1,), kept, "output", memory=memory)
+    for name, values in (model.tables(c) if hasattr(model, "tables") else {}).items():
+        io.put(name, None, View(name, values.shape, kept, "input", memory=memory, values=values))
     return Tensors(
         layout,
         p=layout.views("p", "param", memory),

@@ -80,7 +80,7 @@ def walk(name: str) -> Walk:
         B, T = 4, c.max_seq_len
     else:
         s = presets.get(name)
-        model = models.get(getattr(s, "model", models.NAMES[0]))
+        model = models.get(s.model)
         c, B, T = s.model_config(s.vocab_size or 256), s.batch_size, s.seq_len
     program = record_micro(model, c, B, T)
     lines = pair(program)

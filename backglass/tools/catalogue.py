@@ -15,15 +15,14 @@ TIERS = ("maths", "cpu", "gpu", "fused")
 
 def presets() -> list[dict[str, Any]]:
     """Sizes and parameters (pad rows not counted) of every preset."""
-    from backglass import presets
+    from backglass import models, presets
     from backglass.layout import Layout
 
     found = []
     for name, s in presets.ALL.items():
         vocab_size = s.vocab_size or {"bytes": 256}.get(s.tokenizer, 0)
         c = s.model_config(vocab_size)
-        pad = (c.padded_vocab_size - c.vocab_size) * c.channels
-        count = Layout(_model(s).PARAMS, c.sizes(1, s.seq_len), s.dtype).count - pad
+        count = Layout(models.get(s.model).PARAMS, c.sizes(1, s.seq_len), s.dtype).count
         found.append({
             "name": name, "parameters": count, "layers": s.layers, "heads": s.heads,
             "channels": s.channels, "vocab_size": c.vocab_size, "seq_len": s.seq_len,
@@ -31,12 +30,6 @@ def presets() -> list[dict[str, Any]]:
             "tokenizer": s.tokenizer, "data": s.data,
         })  # fmt: skip
     return found
-
-
-def _model(s: Any) -> Any:
-    from backglass import models
-
-    return models.get(getattr(s, "model", models.NAMES[0]))
 
 
 def ops() -> list[dict[str, Any]]:

@@ -8,14 +8,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from backglass import models
 from backglass.errors import UserError
-from backglass.formats import hf
+from backglass.formats import hf, hf_config
 from backglass.layout import Layout
 from backglass.tools.found import Found, printable, read_json
 
 MOST_LAYERS = 1000
 MOST_FILES = 64
-READ = "gpt2"
+READ = ("gpt2", *hf_config.ARCHITECTURES)
 
 Reader = Callable[[Path], Found]
 
@@ -89,14 +90,14 @@ def model(path: Path, file: Reader) -> Found:
         found.problems.append(
             f"model.safetensors is missing{'; there is ' + other if other else ''}"
         )
-    if kind == READ:
-        _gpt2(found, path)
+    if kind in READ:
+        _verified(found, path)
     elif config:
-        found.notes.append(f"backglass reads {READ} models; this one is named, not verified")
+        found.notes.append(f"backglass reads {', '.join(READ)}; this one is named, not verified")
     return found
 
 
-def _gpt2(found: Found, path: Path) -> None:
+def _verified(found: Found, path: Path) -> None:
     """The names and shapes of the tensors against config.json."""
     try:
         c = hf.read_config(path)
@@ -110,26 +111,24 @@ def _gpt2(found: Found, path: Path) -> None:
     if c.layers > MOST_LAYERS:
         found.problems.append(f"config.json promises {c.layers:,} layers; that cannot be real")
         return
-    from backglass.models import gpt2
-
-    layout = Layout(gpt2.PARAMS, c.sizes(1, 1), "fp32")
-    pad = (c.padded_vocab_size - c.vocab_size) * c.channels
-    found.facts["parameters"] = layout.count - pad
-    _names(found, layout, c.vocab_size)
+    layout = Layout(models.of(c).PARAMS, c.sizes(1, 1), "fp32")
+    found.facts["parameters"] = layout.count
+    _names(found, layout)
     if (path / "meta.json").is_file():
         _moments(found, path, layout)
 
 
-def _names(found: Found, layout: Layout, vocab_size: int) -> None:
+def _names(found: Found, layout: Layout) -> None:
+    want = hf.tensor_shapes(layout)
     have = {
         short: shape
         for part in found.parts
         if Path(part.path).name.startswith("model")
         for name, (_, shape) in part.tensors.items()
-        if (short := hf.short_name(name)) is not None
+        if not hf.is_no_parameter(short := hf.short_name(name), want)
     }
     if have:
-        _compare(found, "model.safetensors", have, hf.tensor_shapes(layout, vocab_size))
+        _compare(found, "model.safetensors", have, want)
 
 
 def _moments(found: Found, path: Path, layout: Layout) -> None:

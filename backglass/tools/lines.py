@@ -27,6 +27,14 @@ PATHS: dict[str, tuple[str, int, tuple[str, ...]]] = {
         0,
         ("ops/attention_cached/*.py", "ops/embed_at/*.py", "infer/*.py"),
     ),
+    "llama": (
+        "what LLaMA needs beside GPT-2's: its model, and its ops with all their kernels",
+        0,
+        (
+            "models/llama.py", "ops/rmsnorm/*.py", "ops/swiglu/*.py", "ops/rope/*.py",
+            "ops/gqa/*.py", "ops/qk_norm/*.py", "ops/rope_at/*.py", "ops/gqa_cached/*.py",
+        ),
+    ),
     "maths": (
         "GPT-2, the maths of its ops, and what records, executes and trains them",
         1000,

@@ -16,7 +16,7 @@ import numpy as np
 
 from backglass.data.tokenizer import Tokenizer
 from backglass.errors import UserError
-from backglass.formats import hf
+from backglass.formats import hf, hf_config
 from backglass.layout import Layout
 from backglass.training.files import new_folder, write_json, write_text
 from backglass.training.settings import Settings
@@ -41,10 +41,10 @@ def save(
     from safetensors.numpy import save_file
 
     with new_folder(folder) as part:
-        write_json(part / "config.json", hf.gpt2_config_json(c, tokenizer.end_of_text))
+        write_json(part / "config.json", hf_config.write(c, tokenizer.end_of_text))
         write_json(part / "generation_config.json", generation_config(tokenizer))
         write_text(part / "tokenizer.json", tokenizer.to_json())
-        tensors = hf.tensors_out(layout, flats["p"], c.vocab_size)
+        tensors = hf.tensors_out(layout, flats["p"])
         save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
         moments = {
             f"{group}/{s.name}": flats[group][s.offset : s.offset + s.size].reshape(s.shape)
@@ -55,12 +55,12 @@ def save(
         write_json(part / "meta.json", {"state": asdict(state), "settings": asdict(settings)})
 
 
-def load(folder: Path, layout: Layout, vocab_size: int) -> tuple[dict[str, np.ndarray], State]:
+def load(folder: Path, layout: Layout) -> tuple[dict[str, np.ndarray], State]:
     """(p, m, v) buffers and the state.  Raises UserError if anything is missing or does not fit."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    flats = {"p": hf.tensors_in(layout, folder, vocab_size)}
+    flats = {"p": hf.tensors_in(layout, folder)}
     try:
         moments = load_file(folder / "state.safetensors")
         state = State(**json.loads((folder / "meta.json").read_text(encoding="utf-8"))["state"])

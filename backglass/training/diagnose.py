@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from backglass import models
 from backglass.errors import UserError
 from backglass.execute.eager import Eager
-from backglass.models import gpt2
 from backglass.program.record import Call
 from backglass.program.step import run_micro
 from backglass.training.checkpoint import State
@@ -70,7 +70,7 @@ def find_culprit(session: Session, batches: list[Batch], step: int) -> Culprit |
         session.load_batch(batch, 1, step, k)
         ops = Eager(session.device, session.memory, after=_watch(session, k, found))
         try:
-            run_micro(ops, gpt2, session.c, session.t)
+            run_micro(ops, models.of(session.c), session.c, session.t)
         except _Found:
             return found[0]
     return None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from backglass import models
 from backglass.device import Device
 from backglass.errors import UserError, wrong_use
-from backglass.models import gpt2
 from backglass.program.budget import (
     CUDA_CONTEXT_BYTES,
     Budget,
@@ -22,7 +22,7 @@ def budget_of(s: Settings, c: Any, machine: Machine, **rates: float) -> Budget:
     """What a run takes.  Raises UserError (wrong use) for activations that cannot be recomputed."""
     try:
         return budget(
-            gpt2, c, s.batch_size, s.seq_len, s.dtype, recomputed(s), machine=machine,
+            models.of(c), c, s.batch_size, s.seq_len, s.dtype, recomputed(s), machine=machine,
             micro_batches=s.micro_batches, **rates,
         )  # fmt: skip
     except ValueError as error:
@@ -61,11 +61,12 @@ def require_memory(s: Settings, c: Any, device: Device, b: Budget, machine: Mach
 
 def what_fits(s: Settings, c: Any, machine: Machine, memory: int) -> str:
     """A sentence: a smaller batch, or which activations to compute again."""
-    B = largest_batch(gpt2, c, s.seq_len, s.dtype, memory, recompute=recomputed(s), machine=machine)
+    model, options = models.of(c), {"machine": machine}
+    B = largest_batch(model, c, s.seq_len, s.dtype, memory, recompute=recomputed(s), **options)
     while B and s.total_batch_tokens % (B * s.seq_len):  # a step is whole micro-batches
         B -= 1
     found = [f"--batch-size {B}"] if B else []
-    choices = frontier(gpt2, c, s.batch_size, s.seq_len, s.dtype, machine=machine)
+    choices = frontier(model, c, s.batch_size, s.seq_len, s.dtype, **options)
     if again := [b for b in choices if b.total <= memory]:
         found.append(f"--recompute {','.join(again[0].recompute)} ({gib(again[0].total)})")
     if found:

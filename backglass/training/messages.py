@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+from backglass import models
 from backglass.data.loader import Loader
-from backglass.models import gpt2
 from backglass.training import checkpoint
 from backglass.training.settings import Settings
 
 
-def headline(s: Settings, c: gpt2.Config, count: int, loader: Loader) -> str:
-    """The model, its data and its step; count: all parameters, pad rows included."""
-    count -= (c.padded_vocab_size - c.vocab_size) * c.channels
+def headline(s: Settings, c: Any, count: int, loader: Loader) -> str:
+    """The model, its data and its step; count: its parameters."""
     return (
-        f"GPT-2, {s.layers} layers, {s.channels} channels, {count:,} parameters on {s.device} "
-        f"({s.dtype}); {s.data}, {loader.windows * s.seq_len:,} training tokens, vocabulary "
-        f"{c.vocab_size:,}; {s.tokens_per_step:,} tokens a step"
+        f"{models.title(c)}, {s.layers} layers, {s.channels} channels, {count:,} parameters "
+        f"on {s.device} ({s.dtype}); {s.data}, {loader.windows * s.seq_len:,} training tokens, "
+        f"vocabulary {c.vocab_size:,}; {s.tokens_per_step:,} tokens a step"
     )
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from backglass import models
 from backglass.device import Device
 from backglass.execute.capture import Capture
 from backglass.execute.eager import Eager
 from backglass.execute.memory import Memory
 from backglass.execute.run import Run
 from backglass.layout import Space
-from backglass.models import gpt2
 from backglass.program.step import Tensors, declare, run_micro, run_update
 from backglass.training.fit import budget_of, machine_of, require_memory
 from backglass.training.settings import Settings, learning_rate, parse_rungs
@@ -28,11 +28,11 @@ Batch = tuple[np.ndarray, np.ndarray]
 class Session:
     """Parameters, gradients and moments of one model, and the programs that work on them."""
 
-    def __init__(self, c: gpt2.Config, s: Settings, device: Device):
+    def __init__(self, c: Any, s: Settings, device: Device):
         self.c, self.s, self.device = c, s, device
         self.memory = device.memory()
         B, T = s.batch_size, s.seq_len
-        self.t: Tensors = declare(gpt2, c, B, T, s.dtype, self.memory)
+        self.t: Tensors = declare(models.of(c), c, B, T, s.dtype, self.memory)
         machine = machine_of(s, device)
         self.budget = budget_of(s, c, machine)
         self.plans = self.budget.plans
@@ -43,8 +43,8 @@ class Session:
         self._runs: dict[str, Callable[[], None]] = {}
 
     def init(self) -> None:
-        """GPT-2's random start."""
-        self.load_state({"p": self.t.layout.initial(self.s.seed, {"wte": self.c.vocab_size})})
+        """The model's random start."""
+        self.load_state({"p": self.t.layout.initial(self.s.seed)})
 
     def load_state(self, flats: dict[str, np.ndarray]) -> None:
         """Put buffers p, m or v, as a checkpoint holds them, into place."""
@@ -63,7 +63,7 @@ class Session:
         """From now on micro and update are executed line by line from the model file."""
         ops = Eager(self.device, self.memory)
         self._runs = {
-            "micro": partial(run_micro, ops, gpt2, self.c, self.t),
+            "micro": partial(run_micro, ops, models.of(self.c), self.c, self.t),
             "update": partial(run_update, ops, self.t),
         }
 

@@ -8,9 +8,9 @@ import numbers
 from dataclasses import dataclass
 from typing import Any
 
+from backglass import models
 from backglass.device import kind_of
 from backglass.errors import wrong_use
-from backglass.models import gpt2
 
 # device -> its dtypes, the best first; and who multiplies matrices
 DTYPES = {
@@ -31,7 +31,7 @@ AT_LEAST_1 = (
 AT_LEAST_0 = (
     "vocab_size", "steps", "total_batch_tokens", "warmup_steps", "threads", "val_every",
     "sample_every", "save_every", "trace_every", "lr", "final_lr", "weight_decay", "eps", "clip",
-    "dropout", "seed",
+    "dropout", "seed", "kv_heads", "head_size", "hidden", "rope_theta", "norm_eps", "window",
 )  # fmt: skip
 
 
@@ -40,6 +40,7 @@ class Settings:
     """One run.  Raises UserError (wrong use) for numbers that make no sense."""
 
     preset: str = "tiny"
+    model: str = "gpt2"
     layers: int = 4
     heads: int = 4
     channels: int = 128
@@ -47,6 +48,16 @@ class Settings:
     seq_len: int = 128
     dropout: float = 0.0
     attention: str = "flash"
+    kv_heads: int = 0  # of here on 0 is what the model chooses
+    head_size: int = 0
+    hidden: int = 0
+    tied: bool = True
+    rope_theta: float = 10000.0
+    rope_scaling: str = ""
+    norm_eps: float = 1e-5
+    window: int = 0
+    qkv_bias: bool = False
+    qk_norm: bool = False
 
     data: str = "python-docs"
     format: str = "auto"
@@ -111,7 +122,14 @@ class Settings:
         if self.trace_level not in (0, 1, 3):  # 2 names tensors, which no run does
             raise wrong_use(f"--trace-level must be 0, 1 or 3, got {self.trace_level}")
         self._check_numbers()
+        self._one_of("model", models.NAMES)
         self._one_of("schedule", SCHEDULES)
+        for name in set(SHAPE) - models.fields(self.model):
+            if getattr(self, name) != SHAPE[name]:
+                raise wrong_use(
+                    f"{_flag(name)} {getattr(self, name)}: {self.preset} is a {self.model}, "
+                    "which has no such thing"
+                )
         self._one_of("attention", ("flash", "explicit"))
         self._one_of("matmul", MATMULS.get(kind, ("own",)), f" with --device {self.device}")
         self._one_of("dtype", DTYPES[kind], f" with --device {self.device}")
@@ -125,7 +143,7 @@ class Settings:
         for name in ("dropout", "beta1", "beta2", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise wrong_use(f"{_flag(name)} must be in [0, 1), got {getattr(self, name)}")
-        if self.channels % self.heads:
+        if not self.head_size and self.channels % self.heads:
             raise wrong_use(
                 f"--channels {self.channels} cannot be divided among --heads {self.heads}"
             )
@@ -157,22 +175,26 @@ class Settings:
     def tokens_per_step(self) -> int:
         return self.micro_batches * self.batch_size * self.seq_len
 
-    def model_config(self, vocab_size: int) -> gpt2.Config:
-        return gpt2.Config(
-            layers=self.layers,
-            heads=self.heads,
-            channels=self.channels,
-            vocab_size=max(self.vocab_size, vocab_size),
-            max_seq_len=self.seq_len,
-            dropout=self.dropout,
-            attention=self.attention,
-        )
+    def model_config(self, vocab_size: int) -> Any:
+        """The model's Config, from the settings it knows.  Raises ValueError for a shape that
+        cannot be."""
+        shape = {name: getattr(self, name) for name in models.fields(self.model) & set(SHAPE)}
+        sizes = {"vocab_size": max(self.vocab_size, vocab_size), "max_seq_len": self.seq_len}
+        return models.get(self.model).Config(**shape, **sizes)
 
     def replace(self, **changes: Any) -> Settings:
         """With another device, dtype and matmul are chosen anew unless they are given."""
         if changes.get("device", self.device) != self.device:
             changes = {"dtype": "auto", "matmul": "auto", **changes}
         return dataclasses.replace(self, **changes)
+
+
+# The settings that some model's Config says too, and their defaults
+SHAPE = {
+    f.name: f.default
+    for f in dataclasses.fields(Settings)
+    if f.name != "vocab_size" and any(f.name in models.fields(m) for m in models.NAMES)
+}
 
 
 def best_dtype(device: str) -> str:

@@ -8,18 +8,17 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import backglass
-from backglass import device
+from backglass import device, models
 from backglass.data import encode, loader, sources, tokenizer
 from backglass.errors import UserError, wrong_use
 from backglass.formats import hf
-from backglass.models import gpt2
 from backglass.training import checkpoint, loggers
 from backglass.training.checkpoint import State
 from backglass.training.files import write_json, write_text
@@ -31,7 +30,7 @@ from backglass.training.settings import Settings
 class Start:
     """What a run begins with."""
 
-    c: gpt2.Config
+    c: Any
     tokenizer: tokenizer.Tokenizer
     loader: loader.Loader
     val_windows: np.ndarray  # (n, T + 1)
@@ -122,24 +121,27 @@ def _tokens(
 
 def _load_parameters(start: Start, s: Settings, at: Path | None) -> None:
     """Random, or from --init, or with moments and position from a checkpoint of a run."""
-    layout, V = start.session.t.layout, start.c.vocab_size
+    layout = start.session.t.layout
     if at:
         _must_match(start.c, at, "--resume")
-        found, start.state = checkpoint.load(at, layout, V)
+        found, start.state = checkpoint.load(at, layout)
         start.session.load_state(found)
         start.loader.position = start.state.position
     elif s.init:
         folder = _init_folder(s)
         _must_match(start.c, folder, "--init")
-        start.session.load_state({"p": hf.tensors_in(layout, folder, V)})
+        start.session.load_state({"p": hf.tensors_in(layout, folder)})
     else:
         start.session.init()
 
 
-def _must_match(c: gpt2.Config, folder: Path, flag: str) -> None:
+def _must_match(c: Any, folder: Path, flag: str) -> None:
     """The folder's config.json must describe this run's model."""
     found = hf.read_config(folder)
-    for name in ("layers", "heads", "channels", "vocab_size", "max_seq_len"):
+    if type(found) is not type(c):
+        theirs, ours = (models.title(config) for config in (found, c))
+        raise wrong_use(f"{flag}: {folder} is a {theirs}, this run trains a {ours}")
+    for name in (f.name for f in fields(c) if f.name not in ("dropout", "attention")):
         theirs, ours = getattr(found, name), getattr(c, name)
         if theirs != ours:
             option = {"max_seq_len": "seq_len"}.get(name, name).replace("_", "-")

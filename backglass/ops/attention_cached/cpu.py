@@ -80,7 +80,7 @@ def attention_cached(y, k, v, qkv, start, add, work):
             s, rows = start[b] + t, min(BLOCK, T - t)
             real = max(min(rows, P - s), 0)  # the others are padding
             if real > 0 and T == 1:
-                _attend_row(y[b, t, h], scratch, qkv[b, t, 0, h], k[b, h], v[b, h], s + 1)
+                attend_row(y[b, t, h], scratch, qkv[b, t, 0, h], k[b, h], v[b, h], s + 1)
             elif real > 0:
                 _attend_block(y[b], scratch, qkv[b], k[b, h], v[b, h], h, t, s, real)
             for r in range(real, rows):
@@ -88,7 +88,7 @@ def attention_cached(y, k, v, qkv, start, add, work):
 
 
 @inline
-def _attend_row(y, work, q, k, v, seen):
+def attend_row(y, work, q, k, v, seen):
     """y (HS,) = Σ_u p[u]·v[u] with p = softmax(q·k[u]/√HS) over the first `seen` positions."""
     HS, scale = q.size, float32(1 / math.sqrt(q.size))
     p, k_flat, v_flat = work[:seen], k.ravel(), v.ravel()

@@ -21,23 +21,25 @@ An id outside the table reads nothing: its row of x is NaN, which the trainer st
 from numpy import float32, nan
 
 from backglass.device.host import inline, kernel, prange
-from backglass.device.rows import accumulate, zero
+from backglass.device.rows import accumulate, start_from, zero
 
 COLUMNS = 64  # a task's columns: 4 cache lines of a row, 12 tasks for the C of GPT-2 small
 
 
 @kernel
 def embed(x, ids, wte, wpe, add):
-    """x (B,T,C) = wte[ids] + wpe[:T]; ids (B,T) int32, wte (V,C), wpe (P,C) with P ≥ T."""
+    """x (B,T,C) = wte[ids] + wpe[:T]; ids (B,T) int32, wte (V,C), wpe (P,C) with P ≥ T, or None."""
     B, T = ids.shape
     for n in prange(B * T):
         b = n // T
         t = n % T
         token = ids[b, t]
-        if 0 <= token < wte.shape[0]:
+        if not 0 <= token < wte.shape[0]:
+            fill(x[b, t], float32(nan))
+        elif wpe is not None:
             sum_rows(x[b, t], wte[token], wpe[t])
         else:
-            fill(x[b, t], float32(nan))
+            start_from(x[b, t], wte[token])
 
 
 @inline
@@ -56,21 +58,22 @@ def fill(y, value):
 
 @kernel
 def d_embed(dwte, dwpe, dx, ids, add):
-    """dwte (V,C) += rows of dx (B,T,C) by token; dwpe (P,C) += rows of dx by position."""
+    """dwte (V,C) += rows of dx (B,T,C) by token; dwpe (P,C), or None, += rows of dx by position."""
     B, T, C = dx.shape
     for task in prange((C + COLUMNS - 1) // COLUMNS):
         lo = task * COLUMNS
         hi = min(lo + COLUMNS, C)
         if not add[0]:
             _zero_columns(dwte, lo, hi)
-        if not add[1]:
+        if dwpe is not None and not add[1]:
             _zero_columns(dwpe, lo, hi)
         for b in range(B):
             for t in range(T):
                 token = ids[b, t]
                 if 0 <= token < dwte.shape[0]:
                     accumulate(dwte[token, lo:hi], dx[b, t, lo:hi])
-                accumulate(dwpe[t, lo:hi], dx[b, t, lo:hi])
+                if dwpe is not None:
+                    accumulate(dwpe[t, lo:hi], dx[b, t, lo:hi])
 
 
 @inline

@@ -61,24 +61,26 @@ def embed_kernel(
     token = tl.load(ids_p + n, mask=n < N, other=0)
     known, placed = (token >= 0) & (token < V), (t >= 0) & (t < P)
     wte_p += token.to(tl.int64)[:, None] * C + cols[None, :]
-    wpe_p += t[:, None] * C + cols[None, :]
     x = tl.load(wte_p, mask=mask & known[:, None], other=float("nan")).to(tl.float32)
-    x += tl.load(wpe_p, mask=mask & placed[:, None], other=0).to(tl.float32)
+    if wpe_p is not None:
+        wpe_p += t[:, None] * C + cols[None, :]
+        x += tl.load(wpe_p, mask=mask & placed[:, None], other=0).to(tl.float32)
     x = tl.where(placed[:, None], x, 0)
     store(x_p + n.to(tl.int64)[:, None] * C + cols[None, :], x, mask, False)
 
 
 def embed(x, ids, wte, wpe, add):
-    """x (B, T, C) = wte[ids] + wpe[:T]; ids (B, T), wte (V, C), wpe (P, C)."""
+    """x (B, T, C) = wte[ids] + wpe[:T]; ids (B, T), wte (V, C), wpe (P, C) or None."""
     embed_at(x, ids, None, wte, wpe, add)
 
 
 def embed_at(x, ids, start, wte, wpe, add):
     """x (B, T, C) = wte[ids] + wpe[start + t]; start (B,), or None for 0."""
     B, T, C = x.shape
+    P = T if wpe is None else wpe.shape[0]  # without positions every one has its place
     grid = (triton.cdiv(B * T, ROWS), triton.cdiv(C, COLUMNS))
     embed_kernel[grid](
-        x, ids, start, wte, wpe, B * T, T, C, wte.shape[0], wpe.shape[0],
+        x, ids, start, wte, wpe, B * T, T, C, wte.shape[0], P,
         ROWS=ROWS, COLUMNS=COLUMNS,
     )  # fmt: skip
 
@@ -225,11 +227,13 @@ def block_of(N: int) -> int:
 
 
 def d_embed(dwte, dwpe, dx, ids, add, work):
-    """dwte (V, C) and dwpe (P, C) from dx (B, T, C) and ids (B, T); both may accumulate."""
-    (B, T, C), (V, _), (P, _) = dx.shape, dwte.shape, dwpe.shape
+    """dwte (V, C) and dwpe (P, C) or None from dx (B, T, C) and ids (B, T); both may accumulate."""
+    (B, T, C), (V, _) = dx.shape, dwte.shape
     N, pieces, columns = B * T, triton.cdiv(B * T, PIECE), triton.cdiv(C, COLUMNS)
     tile = {"ROWS": ROWS, "COLUMNS": COLUMNS}
-    add_positions_kernel[(T if add[1] else P, columns)](dwpe, dx, B, T, C, ADD=add[1], **tile)
+    if dwpe is not None:
+        rows = T if add[1] else dwpe.shape[0]
+        add_positions_kernel[(rows, columns)](dwpe, dx, B, T, C, ADD=add[1], **tile)
     in_order, order, part = sort(ids, V, pieces, C, work)
     if not add[0]:
         zero_kernel[(triton.cdiv(V * C, ELEMENTS),)](dwte, V * C, BLOCK=ELEMENTS)

@@ -2,7 +2,7 @@
 
 Forward:
 
-    x[b,t] = wte[ids[b,t]] + wpe[t]
+    x[b,t] = wte[ids[b,t]] + wpe[t]        or wte[ids[b,t]], where positions come in later
 
 Backward, from dx:
 
@@ -35,8 +35,8 @@ import numpy as np
 from backglass.spec import OpSpec
 
 SPEC = OpSpec(
-    forward="ids[B,T] wte[V,C] wpe[P,C] -> x[B,T,C]",
-    backward={"d_embed": "dx[B,T,C] ids -> dwte[V,C]+ dwpe[P,C]+"},
+    forward="ids[B,T] wte[V,C] wpe[P,C]? -> x[B,T,C]",
+    backward={"d_embed": "dx[B,T,C] ids -> dwte[V,C]+ dwpe[P,C]+?"},
     integers="ids:0:V",
     flops={"embed": "B*T*C", "d_embed": "2*B*T*C"},
     bytes={"embed": "B*T + 2*B*T*C + T*C", "d_embed": "B*T + 3*B*T*C + 2*T*C"},
@@ -48,15 +48,13 @@ SPEC = OpSpec(
 )
 
 
-def embed(ids, wte, wpe):
-    T = ids.shape[1]
-    return (wte[ids] + wpe[:T],)
+def embed(ids, wte, wpe=None):
+    return (wte[ids] if wpe is None else wte[ids] + wpe[: ids.shape[1]],)
 
 
-def d_embed(dx, ids, *, V, P):
-    T, C = dx.shape[1:]
+def d_embed(dx, ids, *, T, C, V, P=0):
     dwte = np.zeros((V, C), dx.dtype)
     np.add.at(dwte, ids, dx)  # 4, 6
     dwpe = np.zeros((P, C), dx.dtype)  # 8
-    dwpe[:T] = dx.sum(0)  # 7
+    dwpe[:T] = dx.sum(0)[:P]  # 7; P is 0 without wpe
     return dwte, dwpe

@@ -70,9 +70,14 @@ def _rows_per_block(N):
     return max(MIN_ROWS, (N + MAX_BLOCKS - 1) // MAX_BLOCKS)
 
 
+def blocks_of(N: int) -> int:
+    """Blocks of rows, each with partial sums of its own."""
+    return max(1, -(-N // _rows_per_block(N)))
+
+
 def d_layernorm_workspace(N: int, C: int, threads: int = 1, **_: int) -> int:
     """Floats of workspace: a partial dw and db for every block of rows."""
-    return 2 * max(1, -(-N // _rows_per_block(N))) * C
+    return 2 * blocks_of(N) * C
 
 
 rows_per_block = inline(_rows_per_block)
@@ -95,7 +100,7 @@ def d_layernorm(dx, dw, db, dy, x, w, mean, rstd, add, work):
         lo = (task % n_tasks) * COLUMNS
         hi = min(lo + COLUMNS, C)
         out = db if is_db else dw
-        _add_up(out[lo:hi], work[is_db * C + lo :], 2 * C, n_blocks, add[1 + is_db])
+        add_up(out[lo:hi], work[is_db * C + lo :], 2 * C, n_blocks, add[1 + is_db])
 
 
 @inline
@@ -156,7 +161,7 @@ def _product(a, b):
 
 
 @inline
-def _add_up(out, partials, stride, n_blocks, add):
+def add_up(out, partials, stride, n_blocks, add):
     """out (+)= the n_blocks partial sums, which are `stride` floats apart, in their order."""
     if not add:
         zero(out)
