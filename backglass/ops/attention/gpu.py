@@ -259,12 +259,13 @@ def d_tile(
 
 @triton.jit
 def sum_dq_kernel(
-    dqkv_p, part_p, T, NH, groups, part,
+    dqkv_p, part_p, T, NH, H, groups, part,
     HS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dq of one column's height of rows of a head: the groups' parts, in order.
+    """dq of one column's height of rows of a query head: the groups' parts, in order.
 
     Group g's first column is g, and it has no part in the rows above that.  part: numbers in one.
+    dqkv holds H heads, of which NH are q's.
     """
     head, block = tl.program_id(0) // tl.cdiv(T, BLOCK_N), tl.program_id(0) % tl.cdiv(T, BLOCK_N)
     rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -274,8 +275,7 @@ def sum_dq_kernel(
     for _ in range(tl.minimum(groups, block + 1)):
         acc += tl.load(part_p, mask=(rows < T)[:, None], other=0)
         part_p += part
-    b, h = head // NH, head % NH
-    store_rows(dqkv_p, acc, b, block * BLOCK_N, T, h, 3 * NH, HS, False)
+    store_rows(dqkv_p, acc, head // NH, block * BLOCK_N, T, head % NH, H, HS, False)
 
 
 def d_attention_workspace(*, B: int, T: int, NH: int, HS: int, dtype: str) -> int:
@@ -325,5 +325,5 @@ def d_attention(dqkv, dy, qkv, y, lse, add, work):
         )  # fmt: skip
     if groups > 1:
         sum_dq_kernel[(heads * triton.cdiv(T, block_n),)](
-            dqkv, dq, T, NH, groups, part, HS=HS, BLOCK_N=block_n, BLOCK_D=block_d
+            dqkv, dq, T, NH, 3 * NH, groups, part, HS=HS, BLOCK_N=block_n, BLOCK_D=block_d
         )

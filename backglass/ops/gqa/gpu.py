@@ -34,6 +34,7 @@ from backglass.ops.attention.gpu import (
     online_softmax,
     parts_of_dq,
     row_dots_kernel,
+    sum_dq_kernel,
 )
 from backglass.ops.gqa.maths import count_kv_heads
 from backglass.ops.scores.gpu import dtype_of, load_rows, store_rows
@@ -226,26 +227,6 @@ def d_tile(
     else:
         tl.store(dq_p, dq)
     return acc_dk, acc_dv
-
-
-@triton.jit
-def sum_dq_kernel(
-    dqkv_p, part_p, T, NH, H, groups, part,
-    HS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """dq of one column's height of rows of a query head: the groups' parts, in order.
-
-    Group g's first column is g, and it has no part in the rows above that.  part: numbers in one.
-    """
-    head, block = tl.program_id(0) // tl.cdiv(T, BLOCK_N), tl.program_id(0) % tl.cdiv(T, BLOCK_N)
-    rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    part_p += head.to(tl.int64) * groups * part
-    part_p += rows[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    acc = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    for _ in range(tl.minimum(groups, block + 1)):
-        acc += tl.load(part_p, mask=(rows < T)[:, None], other=0)
-        part_p += part
-    store_rows(dqkv_p, acc, head // NH, block * BLOCK_N, T, head % NH, H, HS, False)
 
 
 @triton.jit
